@@ -1,0 +1,60 @@
+"""Perdure teaches PyTorch models new tasks without forgetting the old ones."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.data import Batch as Batch
+    from perdure.data import Rows as Rows
+    from perdure.data import Task as Task
+    from perdure.host import attach as attach
+    from perdure.learner import Callback as Callback
+    from perdure.learner import Learner as Learner
+    from perdure.method import Method as Method
+    from perdure.streams import Stream as Stream
+
+    __version__: str
+
+# What `import perdure` gives is imported when it is first asked for: torch alone takes seconds.
+_NAMES = {
+    "Batch": "data",
+    "Callback": "learner",
+    "Learner": "learner",
+    "Method": "method",
+    "Rows": "data",
+    "Stream": "streams",
+    "Task": "data",
+    "attach": "host",
+}
+_ROOMS = (
+    "checkpoint",
+    "data",
+    "datasets",
+    "experiment",
+    "importance",
+    "learner",
+    "memory",
+    "method",
+    "methods",
+    "metrics",
+    "models",
+    "objective",
+    "report",
+    "streams",
+)
+
+__all__ = sorted([*_NAMES, *_ROOMS])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("perdure")
+    if name in _ROOMS:
+        return import_module(f"perdure.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"perdure.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'perdure' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

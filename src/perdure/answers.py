@@ -1,0 +1,100 @@
+"""What a learner answers: scores in eval mode, a grade for a task, labels and probabilities for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from perdure.data import Batch, Columns, Label, Rows, Task, column_length, column_map
+from perdure.models import evaluating
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
+
+CHUNK = 1024
+
+
+def convert(x: Columns, device: torch.device) -> Columns:
+    """Raw inputs as a model takes them: uint8 (images) to [0, 1], other floats to float32, whole numbers as they are."""
+
+    def one(column: Tensor) -> Tensor:
+        column = column.to(device, non_blocking=True)
+        if column.dtype == torch.uint8:
+            return column.to(torch.float32).div_(255)
+        return column.to(torch.float32) if column.dtype in (torch.float64, torch.bool) else column
+
+    return column_map(one, x)
+
+
+def grade(learner: Learner, rows: Rows, task: Task) -> float | None:
+    """The objective's grade on `rows` of a task; None where the task brings a label that the learner does not know."""
+    home = learner.labels.home(task.name, task.classes)
+    if home is None:
+        return None
+    number = learner.labels.revealed(task.name)
+    columns = torch.tensor(home, device=learner.device)
+    y = rows.positions(task.classes).to(learner.device)
+    tally, start = torch.zeros((), dtype=torch.float64, device=learner.device), 0
+    with torch.inference_mode():
+        for x, scores in _scored(learner, rows, number):
+            part = y[start : start + len(scores)]
+            batch = Batch(x=x, y=part, task=torch.zeros(len(part), dtype=torch.long, device=learner.device))
+            batch.columns = columns.expand(len(part), -1) if learner.objective.dense else columns[part]
+            batch.allowed = _allowed(learner, home, len(part))
+            tally = tally + learner.objective.tally(scores, batch)
+            start += len(part)
+    return learner.objective.grade(tally, len(rows))
+
+
+def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, list[Label]]:
+    """Probabilities (values, for regression) [n, answers] on the CPU, and the labels of the columns."""
+    rows = Rows.of(x)
+    name = task.name if isinstance(task, Task) else task
+    if not learner.labels.columns:
+        raise ValueError("the learner has learnt nothing yet")
+    if name is None and learner.labels.scenario == "task":
+        known = ", ".join(repr(known) for known in learner.labels.tasks)
+        raise ValueError(f'scenario "task" reveals the task: pass task=, one of {known}')
+    if name is not None and name not in learner.labels.tasks:
+        raise ValueError(f"task {name!r} is not known; learnt so far: {', '.join(learner.labels.tasks)}")
+    home, labels = learner.labels.answers(name)
+    parts = []
+    with torch.inference_mode():
+        number = None if name is None else learner.labels.revealed(name)
+        for _, scores in _scored(learner, rows, number):
+            parts.append(learner.objective.answer(scores, _allowed(learner, home, len(scores)))[:, home].cpu())
+    return torch.cat(parts), labels
+
+
+def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any] | Tensor:
+    """Probabilities as the user's own labels: a tensor of ints, a list of strings, lists of labels, or values."""
+    if learner.objective.name == "regression":
+        return answers
+    if learner.objective.dense:
+        return [[label for label, p in zip(labels, row, strict=True) if p > 0.5] for row in answers.tolist()]
+    best = answers.argmax(1)
+    if all(isinstance(label, int) for label in labels):
+        return torch.tensor(labels)[best]
+    return [labels[i] for i in best.tolist()]
+
+
+def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[Columns, Tensor]]:
+    with evaluating(learner.model):
+        for index in torch.arange(len(rows)).split(CHUNK):
+            x = convert(rows.read(index), learner.device)
+            with learner.autocast():
+                scores = learner.method.predict(learner, x, number)
+            assert column_length(x) == len(scores)
+            yield x, scores.float()
+
+
+def _allowed(learner: Learner, home: list[int], rows: int) -> Tensor | None:
+    """In scenario "task" a row answers with its task's columns only."""
+    if learner.labels.scenario != "task":
+        return None
+    mask = torch.zeros(learner.labels.columns, dtype=torch.bool, device=learner.device)
+    mask[home] = True
+    return mask.expand(rows, -1)

@@ -1,0 +1,185 @@
+"""State on disk: a tree of tensors and plain values as one safetensors file, hashed, written atomically, never a pickle.
+
+The tensors lie in the file under their path in the tree; the tree is JSON in the header, with `{"$tensor": path}` where a
+tensor stands, so tied tensors are written once. The header also holds the SHA-256 of the whole file, taken with the hash's
+own 64 characters set to 0: any byte that changes is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+FORMAT = 1
+_BLANK = "0" * 64
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be taken for a Perdure state: missing, cut short, changed, foreign or of a newer format."""
+
+
+def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> None:
+    """Writes `tree` (dicts, lists, tuples, tensors, JSON values) to `path`; `kind` says what it is: "learner", "memory".
+
+    Killed at any instant, `path` is either the old file or the new one.
+    """
+    tensors: dict[str, Tensor] = {}
+    content = _pack(tree, "", tensors, {})
+    text = json.dumps({"format": FORMAT, "kind": kind, "tree": content})
+    data = safetensors.save(tensors, metadata={"perdure": text, "sha256": _BLANK})
+    digest = hashlib.sha256(data).hexdigest()
+    replace_file(path, _seal(data, _BLANK, digest))
+
+
+def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The tree that `write` wrote, tensors on the CPU. Raises CheckpointError, never runs code from the file."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    metadata = _metadata(path, data)
+    if "perdure" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but Perdure did not write it")
+    digest = metadata.get("sha256", "")
+    if len(digest) != 64 or hashlib.sha256(_seal(data, digest, _BLANK)).hexdigest() != digest:
+        raise CheckpointError(f"{path} is damaged: its content does not match its hash; use an earlier copy")
+    head = json.loads(metadata["perdure"])
+    if head["format"] > FORMAT:
+        raise CheckpointError(f"{path} has format {head['format']}, this version reads up to {FORMAT}: upgrade perdure")
+    if head["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {head['kind']}, not a {kind}")
+    tree: dict[str, Any] = _unpack(head["tree"], safetensors.load(data))
+    return tree
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file whole: temporary file beside it, fsync, rename, fsync of the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open a folder; its rename is journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
+    try:
+        safetensors.load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({len(data)} bytes): cut short or damaged"
+        ) from error
+    return metadata
+
+
+def _seal(data: bytes, old: str, new: str) -> bytes:
+    return data.replace(f'"sha256":"{old}"'.encode(), f'"sha256":"{new}"'.encode(), 1)
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+    if isinstance(value, Tensor):
+        return {"$tensor": _keep(value, path, tensors, seen)}
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {"$items": [[key, _pack(v, f"{path}/{key}", tensors, seen)] for key, v in value.items()]}
+        return {key: _pack(v, f"{path}/{key}" if path else key, tensors, seen) for key, v in value.items()}
+    if isinstance(value, tuple):
+        return {"$tuple": [_pack(v, f"{path}/{i}", tensors, seen) for i, v in enumerate(value)]}
+    if isinstance(value, list):
+        return [_pack(v, f"{path}/{i}", tensors, seen) for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    found = type(value).__name__
+    raise TypeError(f"{path} is a {found}; a state holds tensors, numbers, strings, lists and dicts only")
+
+
+def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> str:
+    """Notes a tensor under its path, or finds the path of the same one."""
+    tensor = tensor.detach()
+    where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    if tensor.numel() and where in seen:
+        return seen[where]
+    seen[where] = path
+    own = tensor.cpu().contiguous()
+    if own.untyped_storage().nbytes() != own.numel() * own.element_size():
+        own = own.clone()  # a slice would drag its whole storage into the file
+    tensors[path] = own
+    return path
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$tuple" in value:
+        return tuple(_unpack(v, tensors) for v in value["$tuple"])
+    if "$items" in value:
+        return {key: _unpack(v, tensors) for key, v in value["$items"]}
+    return {key: _unpack(v, tensors) for key, v in value.items()}
+
+
+def clone(tree: Any) -> Any:
+    """A copy of a state whose tensors share nothing with the original's."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: clone(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(clone(value) for value in tree)
+    return tree
+
+
+def placed(tree: Any, device: torch.device) -> Any:
+    """The tree with its tensors on the device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: placed(value, device) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(placed(value, device) for value in tree)
+    return tree
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in a state; tied ones count once."""
+    sizes: dict[tuple[int, torch.Size], int] = {}
+    stack = [tree]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            sizes[(value.data_ptr(), value.shape)] = value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            stack.extend(value)
+    return sum(sizes.values())

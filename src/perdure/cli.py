@@ -1,0 +1,210 @@
+"""The command line, thin: a command imports what it needs when it runs, so that `perdure --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perdure.experiment.config import Plan
+    from perdure.experiment.settings import Setting
+
+DONE, WRONG, INTERRUPTED = 0, 2, 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0 done, 2 something in the request is wrong, 130 interrupted."""
+    given = list(sys.argv[1:] if words is None else words)
+    parser, commands = _parser()
+    if not given:
+        parser.print_help()
+        return DONE
+    if given == ["--version"]:
+        import perdure
+
+        print(f"perdure {perdure.__version__}")
+        return DONE
+    if not given[0].startswith("-") and given[0] not in commands:
+        from perdure.experiment.settings import unknown
+
+        print(f"perdure: {unknown('command', given[0], commands)}", file=sys.stderr)
+        return WRONG
+    arguments = parser.parse_args(given, argparse.Namespace(words=given))
+    from perdure.experiment.settings import RequestError
+
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except RequestError as error:
+        print(f"perdure: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = argparse.ArgumentParser("perdure", description="Teach models new tasks without forgetting the old ones.")
+    parser.add_argument("--version", action="store_true", help="say which version this is")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run an experiment, or go on with it", description=_run.__doc__)
+    run.add_argument("experiment", type=Path, help="a TOML file")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="where the run lies; runs/NAME unless given")
+    run.add_argument("--fresh", action="store_true", help="begin anew: what lies in the folder is removed")
+    run.set_defaults(command=_run)
+
+    demo = commands.add_parser("demo", help="five methods on Split MNIST, a few minutes", description=_demo.__doc__)
+    demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs/demo"), help="runs/demo unless given")
+    demo.set_defaults(command=_demo, fresh=False)
+
+    known = commands.add_parser("list", help="what there is: methods, benchmarks, models", description=_list.__doc__)
+    known.add_argument("what", choices=list(_LISTS), help="the kind of thing")
+    known.set_defaults(command=_list)
+
+    compare = commands.add_parser("compare", help="several runs as one table", description=_compare.__doc__)
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its results.json")
+    compare.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
+    compare.set_defaults(command=_compare)
+
+    report = commands.add_parser("report", help="draw the report of a run anew", description=_report.__doc__)
+    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its results.json")
+    report.set_defaults(command=_report)
+
+    schema = commands.add_parser("schema", help="the JSON Schema of results.json", description=_schema.__doc__)
+    schema.add_argument("what", choices=["results"], help="the file")
+    schema.set_defaults(command=_schema)
+    return parser, list(commands.choices)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run an experiment. The same command on the same folder goes on where it was stopped."""
+    from perdure.experiment.config import load
+
+    plan = load(arguments.experiment, arguments.set)
+    return _execute(plan, arguments.out or Path("runs") / plan.experiment.name, arguments)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    """Fine-tuning, EWC, MAS, replay and joint training on Split MNIST, in two scenarios, one seed."""
+    from importlib import resources
+
+    from perdure.experiment.config import load
+
+    with resources.as_file(resources.files("perdure.experiment") / "demo.toml") as path:
+        plan = load(path)
+    return _execute(plan, arguments.out, arguments)
+
+
+def _execute(plan: Plan, out: Path, arguments: argparse.Namespace) -> int:
+    from perdure.experiment.run import run
+
+    console = _console()
+    try:
+        run(plan, out, console, arguments.fresh)
+    except KeyboardInterrupt:
+        again = shlex.join(word for word in arguments.words if word != "--fresh")
+        console.print(f"go on with: perdure {again}", markup=False, highlight=False, soft_wrap=True)
+        return INTERRUPTED
+    return DONE
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    """What there is, with settings and their defaults."""
+    for name, sentences in _LISTS[arguments.what]():
+        print("\n    ".join([name, *(sentence for sentence in sentences if sentence)]))
+    return DONE
+
+
+def _methods() -> Iterable[tuple[str, list[str]]]:
+    from perdure.experiment.settings import of_fields
+    from perdure.methods import METHODS
+
+    for name, method in sorted(METHODS.items()):
+        bound = "upper bound, sees all" if method.upper_bound else ""
+        about = [_first(method), f"paper: {method.paper}" if method.paper else "", bound]
+        cost = f"cost: {method.cost}" if method.cost else ""
+        settings = _settings(of_fields(method, method.fields()))
+        yield name, [*about, f"scenarios: {', '.join(method.scenarios)}", cost, settings]
+
+
+def _benchmarks() -> Iterable[tuple[str, list[str]]]:
+    from perdure.experiment.benchmarks import BENCHMARKS
+    from perdure.experiment.settings import of_callable
+
+    for name, row in BENCHMARKS.items():
+        scenarios = f"scenarios: {', '.join(row.scenarios)}"
+        yield name, [_first(row.build), scenarios, f"model: {row.model['name']}", _settings(of_callable(row.build))]
+
+
+def _models() -> Iterable[tuple[str, list[str]]]:
+    from perdure.experiment.config import FROM_DATA
+    from perdure.experiment.settings import of_callable
+    from perdure.models import MODELS
+
+    for name, factory in MODELS.items():
+        yield name, [_first(factory), _settings(of_callable(factory, FROM_DATA))]
+
+
+_LISTS: dict[str, Callable[[], Iterable[tuple[str, list[str]]]]] = {
+    "methods": _methods,
+    "benchmarks": _benchmarks,
+    "models": _models,
+}
+
+
+def _settings(settings: Sequence[Setting]) -> str:
+    return f"settings: {', '.join(map(str, settings))}" if settings else "no settings"
+
+
+def _first(documented: object) -> str:
+    """The first line of what its docstring says."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """One Markdown table: mean and 95 % interval over seeds, and whether the difference to the best is more than noise."""
+    from perdure.experiment.compare import compare
+
+    table = compare(arguments.runs)
+    print(table, end="")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(table, encoding="utf-8")
+    return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Draw report.html anew, beside the results."""
+    from perdure import report
+    from perdure.experiment.results import Results
+
+    results = Results.read(arguments.run)
+    path = (arguments.run if arguments.run.is_dir() else arguments.run.parent) / "report.html"
+    report.write(results.model_dump(mode="json", by_alias=True), path)
+    print(f"report: {path}")
+    return DONE
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    """The JSON Schema of results.json."""
+    from perdure.experiment.results import schema
+
+    print(schema(), end="")
+    return DONE
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

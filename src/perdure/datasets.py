@@ -1,0 +1,178 @@
+"""Named real data: MNIST, which ships with the package, CIFAR-10, any Parquet file, any arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perdure.data import Rows
+from perdure.sources import image
+
+MNIST_TRAIN, MNIST_ROWS = 60_000, 70_000
+
+Files = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train and test rows under a name; `perdure.streams` cuts it into tasks."""
+
+    name: str
+    train: Rows
+    test: Rows | None = None
+    description: str = ""
+
+    def __repr__(self) -> str:
+        tests = "no" if self.test is None else str(len(self.test))
+        return f"Dataset({self.name!r}, {len(self.train)} train and {tests} test rows)"
+
+
+def arrays(x: Any, y: Any, test_x: Any = None, test_y: Any = None, *, name: str = "data") -> Dataset:
+    """Your own tensors or NumPy arrays."""
+    if (test_x is None) != (test_y is None):
+        raise ValueError("test_x and test_y go together; pass both or neither")
+    return Dataset(name, Rows(x, y), None if test_x is None else Rows(test_x, test_y))
+
+
+@cache
+def mnist() -> Dataset:
+    """MNIST: 60 000 + 10 000 handwritten digits, uint8 [1, 28, 28]; ships with the package."""
+    with (files("perdure") / "assets" / "mnist.npz").open("rb") as file, np.load(file, allow_pickle=False) as packed:
+        pixels = np.zeros(MNIST_ROWS * 28 * 28, dtype=np.uint8)
+        pixels[np.unpackbits(packed["ink"]).view(bool)] = packed["values"]
+        labels = packed["labels"]
+    digits = pixels.reshape(MNIST_ROWS, 1, 28, 28)
+    return Dataset(
+        "mnist",
+        Rows(digits[:MNIST_TRAIN], labels[:MNIST_TRAIN]),
+        Rows(digits[MNIST_TRAIN:], labels[MNIST_TRAIN:]),
+        "MNIST: 60 000 train and 10 000 test images of handwritten digits, 28 x 28 grey "
+        "(Yann LeCun, Corinna Cortes and Christopher Burges; CC BY-SA 3.0).",
+    )
+
+
+def cifar10(path: str | Path) -> Dataset:
+    """CIFAR-10: 50 000 + 10 000 photographs, uint8 [3, 32, 32], from a folder with train and test Parquet files."""
+    parts = []
+    for part in ("train", "test"):
+        found = sorted(Path(path).glob(f"{part}*.parquet"))
+        if not found:
+            raise ValueError(f"{path} holds no {part}*.parquet; pass the folder with CIFAR-10's train and test files")
+        parts.append(found)
+    data = parquet(*parts, name="cifar10")
+    kinds = "CIFAR-10: photographs of 10 kinds of things, 32 x 32 in colour (Alex Krizhevsky, 2009)."
+    return replace(data, description=f"{kinds} {data.description}")
+
+
+def parquet(
+    train: Files,
+    test: Files | None = None,
+    *,
+    x: str | Sequence[str] | None = None,
+    label: str = "label",
+    name: str | None = None,
+    columns: Sequence[str] = (),
+) -> Dataset:
+    """Parquet files of images or numbers (extra: data).
+
+    x        the input: a column of images ({bytes, path}) -> uint8 [n, c, h, w], or columns of numbers -> float32
+             [n, k]; default: the only image column, else every column that is not `label` nor in `columns`
+    label    the column of labels
+    columns  columns to keep by name, for `streams.by_column` and `streams.by_time`
+    """
+    wanted = [x] if isinstance(x, str) else x
+    parts = [_rows(source, wanted, label, columns) for source in (train, test) if source is not None]
+    lossy = any(is_lossy for _, is_lossy in parts)
+    first = Path(train if isinstance(train, str | Path) else train[0])
+    sizes = f"{len(parts[0][0])} train and {len(parts[1][0]) if test is not None else 'no'} test rows."
+    return Dataset(
+        name or first.stem,
+        parts[0][0],
+        parts[1][0] if test is not None else None,
+        sizes + (" The images are JPEG, which is lossy: results differ a little from the original's." if lossy else ""),
+    )
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "parquet": parquet,
+    "arrays": arrays,
+}
+
+
+def _optional(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow and pillow: pip install 'perdure[data]'") from error
+
+
+def _rows(source: Files, x: Sequence[str] | None, label: str, columns: Sequence[str]) -> tuple[Rows, bool]:
+    """The rows of one Parquet file or several, and whether their images are lossy."""
+    table = _optional("pyarrow.parquet").read_table(source if isinstance(source, str | Path) else list(source))
+    there = table.column_names
+    for name in (label, *columns, *(x or ())):
+        if name not in there:
+            raise ValueError(f"there is no column {name!r} in {source}; it has {there}")
+    kinds = {field.name: _kind(field.type) for field in table.schema}
+    names = list(x) if x is not None else _guess(kinds, {label, *columns})
+    lossy = False
+    if [kinds[name] for name in names] == ["image"]:
+        inputs, lossy = _images(table[names[0]])
+    elif all(kinds[name] == "number" for name in names):
+        inputs = torch.from_numpy(np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float32))
+    else:
+        odd = [name for name in names if kinds[name] != "number"]
+        raise ValueError(f"x must be one column of images or columns of numbers; {odd} of {names} are not numbers")
+    kept = {name: table[name].to_numpy() for name in columns}
+    return Rows(inputs, table[label].to_numpy(), columns=kept), lossy
+
+
+def _kind(column_type: Any) -> str:
+    types = _optional("pyarrow").types
+    if types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
+        return "image"
+    is_number = types.is_integer(column_type) or types.is_floating(column_type) or types.is_boolean(column_type)
+    return "number" if is_number else "other"
+
+
+def _guess(kinds: dict[str, str], taken: set[str]) -> list[str]:
+    free = {name: kind for name, kind in kinds.items() if name not in taken}
+    pictures = [name for name, kind in free.items() if kind == "image"]
+    if len(pictures) == 1:
+        return pictures
+    odd = [name for name, kind in free.items() if kind != "number"]
+    if odd or not free:
+        raise ValueError(f"cannot tell which columns are the input among {list(free)}; name them with x=...")
+    return list(free)
+
+
+def _images(column: Any) -> tuple[Tensor, bool]:
+    """Encoded images as uint8 [n, c, h, w], and whether any of them is a JPEG."""
+    pillow = _optional("PIL.Image")
+    pixels = torch.empty(0, dtype=torch.uint8)
+    lossy = False
+    for row, item in enumerate(column):
+        content = item["bytes"].as_py()
+        if content is None:
+            raise ValueError(f"row {row} has no image bytes; drop the row")
+        lossy |= content[:3] == b"\xff\xd8\xff"
+        picture = image(pillow.open(io.BytesIO(content)))
+        if row == 0:
+            pixels = torch.empty((len(column), *picture.shape), dtype=torch.uint8)
+        if picture.shape != pixels.shape[1:]:
+            shapes = f"{list(picture.shape)}, the first one {list(pixels.shape[1:])}"
+            raise ValueError(f"the image of row {row} has shape {shapes}; bring all images to one size and mode")
+        pixels[row] = picture
+    return pixels, lossy

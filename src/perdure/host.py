@@ -1,0 +1,226 @@
+"""The same hooks in somebody else's loop: `memory = methods.attach(method, model, optimizer)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure import checkpoint, optim
+from perdure.data import Batch, Columns, Rows, Task, column_map
+from perdure.memory import Reservoir
+from perdure.method import EXCLUSIVE, Clock, Method, overrides
+from perdure.objective import OBJECTIVES
+from perdure.seeds import seeded
+
+
+def attach(
+    method: Method,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    objective: str = "classification",
+    trained: bool = False,
+    seed: int = 0,
+) -> Attached:
+    """Brings a method into a loop of your own.
+
+    Labels are the numbers of the model's columns (classification), or floats [n, columns]. `trained=True` says that the model knows
+    something worth keeping before the first `begin`. Raises ValueError for a method that must own the loop, and for an
+    optimizer of another model.
+    """
+    return Attached(method, model, optimizer, objective, trained, seed)
+
+
+class Attached:
+    """A host in a plain loop. For every new data set: `begin`, then for every batch, in this order,
+
+        x, y = memory.replay(x, y)
+        out = model(x)
+        loss = criterion(out, y) + memory.penalty(out)
+        optimizer.zero_grad(); loss.backward()
+        memory.project()
+        optimizer.step()
+        memory.after_step(out)
+
+    then `consolidate(loader)`. Call `next_epoch()` between passes over the same rows: rows are offered to a memory in the first
+    only. A call out of order raises RuntimeError, so that none can be forgotten in silence.
+    """
+
+    def __init__(
+        self, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, objective: str, trained: bool, seed: int
+    ) -> None:
+        for hook in EXCLUSIVE:
+            if overrides(method, hook):
+                raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
+        self.method, self.model, self.optimizer, self.seed = method, model, optim.make(optimizer, model), seed
+        self.objective = OBJECTIVES[objective]
+        self.device = next(model.parameters()).device
+        self.clock = Clock()
+        self._generators: dict[str, torch.Generator] = {}
+        self._trained = trained
+        self._batch: Batch | None = None
+        self._next = "begin"
+
+    # ---- the calls in the loop ----
+
+    def begin(self) -> None:
+        """Once per new data set: the first pass over its rows starts here."""
+        self._expect("begin", "replay or consolidate")
+        self.method.begin(self, None)
+        self.clock.open(f"data set {self.clock.task}", "")
+
+    def replay(self, x: Columns, y: Tensor) -> tuple[Columns, Tensor]:
+        """The batch with rows of the past added, on the model's device. x is raw: augment afterwards."""
+        self._expect("replay", "penalty")
+        if len(y) != (len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))):
+            self._next = "replay"
+            raise ValueError(f"x and y have different numbers of rows, y has {len(y)}")
+        x = column_map(lambda column: column.to(self.device), x)
+        task = torch.full((len(y),), self.clock.task, device=self.device)
+        self._batch = self.method.replay(self, Batch(x=x, y=y.to(self.device), task=task))
+        assert self._batch.y is not None
+        return self._batch.x, self._batch.y
+
+    def penalty(self, outputs: Tensor) -> Tensor | float:
+        """To add to the loss; `outputs` are the model's raw scores of the rows that `replay` gave."""
+        self._expect("penalty", "project")
+        return self.method.penalty(self, self.ready(self._current(outputs)), outputs)
+
+    def project(self) -> None:
+        """After backward (and unscaling), before clipping and the optimizer's step: edits the gradients."""
+        self._expect("project", "after_step")
+        self.method.project(self, self._current())
+
+    def after_step(self, outputs: Tensor) -> None:
+        """After the optimizer's step."""
+        self._expect("after_step", "replay, next_epoch or consolidate")
+        self.method.after_step(self, self.ready(self._current(outputs)), outputs.detach())
+        self._batch = None
+        self.clock.tick()
+
+    def next_epoch(self) -> None:
+        """Another pass over the same rows begins: they are not offered to a memory again."""
+        self._expect("next_epoch", "replay or consolidate")
+        self.clock.next_epoch()
+
+    def consolidate(self, rows: Any, count: int = 2000) -> None:
+        """The data set is learnt (or, right after `begin`, known from before): importances, teachers, memory.
+
+        `rows` is a loader of (x, y) batches, of which `count` random rows are used, or anything that `Rows.of` takes.
+        """
+        self._expect("consolidate", "begin")
+        train = _sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task))
+        classes = None if self.objective.dense or not train.classes else range(int(max(map(int, train.classes))) + 1)
+        self.method.end(self, Task(train, name=self.clock.name, classes=classes))
+        self.clock.close()
+
+    # ---- state ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes what the method has learnt, as one safetensors file. The model and the optimizer are yours to save."""
+        checkpoint.write(path, {
+            "method": repr(self.method),
+            "clock": vars(self.clock),
+            "memory": self.method.state(),
+            "generators": {key: generator.get_state() for key, generator in self._generators.items()},
+            "next": self._next,
+        }, "memory")  # fmt: skip
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Puts back what `save` wrote, into the same method with the same settings. Raises CheckpointError."""
+        tree = checkpoint.read(path, "memory")
+        if tree["method"] != repr(self.method):
+            raise checkpoint.CheckpointError(f"{path} is of {tree['method']}, and this is {self.method!r}")
+        self.clock = Clock(**tree["clock"])
+        self.method.load_state(checkpoint.placed(tree["memory"], self.device))
+        for key, saved in tree["generators"].items():
+            name, device = key.rsplit("@", 1)
+            self.generator(name, device).set_state(saved.cpu())
+        self._next, self._batch = tree["next"], None
+
+    # ---- what a host offers ----
+
+    @property
+    def columns(self) -> int | None:
+        """0 before anything is known; afterwards the model's owner's affair."""
+        return None if self._trained or self.clock.task else 0
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer trains, by name."""
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in trained}
+
+    def lr(self, p: nn.Parameter) -> float:
+        """The learning rate of the parameter's group, now."""
+        return optim.rate(self.optimizer, p)
+
+    def generator(self, name: str, device: str | None = None) -> torch.Generator:
+        """A random generator of its own, in its state."""
+        key = f"{name}@{device or self.device.type}"
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device or self.device)
+            self._generators[key].manual_seed(seeded(self.seed, name))
+        return self._generators[key]
+
+    def read(self, rows: Rows, index: Tensor) -> Batch:
+        """Rows of the open data set."""
+        x = column_map(lambda column: column.to(self.device), rows.read(index))
+        y = None
+        if rows.classes:
+            y = rows.positions(rows.classes if rows.dense else range(int(max(map(int, rows.classes))) + 1))[index]
+        task = torch.full((len(index),), self.clock.task, device=self.device)
+        return Batch(x=x, y=None if y is None else y.to(self.device), task=task)
+
+    def ready(self, batch: Batch) -> Batch:
+        """With columns: a label is its column."""
+        columns = batch.y
+        if self.objective.dense:
+            width = 0 if batch.y is None else batch.y.shape[1]
+            columns = torch.arange(width, device=self.device).expand(len(batch), -1)
+        return batch.replace(columns=columns)
+
+    def column_groups(self, columns: int) -> list[Tensor]:
+        """All in one."""
+        return [torch.arange(columns, device=self.device)]
+
+    def balance_key(self, batch: Batch) -> Tensor:
+        """The label."""
+        if batch.y is None or self.objective.dense:
+            raise ValueError("a class-balanced memory needs one label a row")
+        return batch.y
+
+    def spend(self, forward: int, backward: int = 0) -> None:
+        """Not counted in a loop that is not ours."""
+
+    # ---- inside ----
+
+    def _expect(self, call: str, then: str) -> None:
+        if call not in self._next.replace(",", " ").split():
+            raise RuntimeError(f"memory.{call}() is out of order: the next call is {self._next}")
+        self._next = then
+
+    def _current(self, outputs: Tensor | None = None) -> Batch:
+        assert self._batch is not None
+        if outputs is not None and len(outputs) != len(self._batch):
+            raise ValueError(f"outputs has {len(outputs)} rows, the batch from replay {len(self._batch)}: pass x and y on as given")
+        return self._batch
+
+
+def _sample_of(rows: Any, count: int, seed: int) -> Rows:
+    """`count` random rows of a loader, in one pass; other data as it is."""
+    if isinstance(rows, (Rows, tuple, Tensor, dict, torch.utils.data.Dataset)) or not isinstance(rows, Iterable):
+        return Rows.of(rows)
+    sample = Reservoir(count, seed=seed)
+    for batch in rows:
+        x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        sample.add({"x": x} if y is None else {"x": x, "y": y})
+    kept = sample.all()
+    if not kept:
+        raise ValueError("the loader gave no rows")
+    return Rows(kept["x"], kept.get("y"))

@@ -1,0 +1,138 @@
+"""Which column of the scores stands for which label: the learner's list of classes, by scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.data import Batch, Label
+
+SCENARIOS = ("task", "domain", "class")
+
+
+class Labels:
+    """Tasks and labels in the order in which they were learnt, and their columns.
+
+    Rows carry (task number, position of the label within the task's classes). The column of that pair is
+    class: the label's number in `classes`; domain: the position itself; task: a column of its own, or, with
+    `heads="shared"`, the label's number. A task whose name is known comes back: it keeps its columns, new labels are appended.
+    """
+
+    def __init__(self, scenario: str, heads: str = "separate", dense: bool = False) -> None:
+        self.scenario, self.heads, self.dense = scenario, heads, dense
+        self.classes: list[Label] = []
+        self.tasks: dict[str, list[Label]] = {}
+        self.columns = 0
+        self.opened: list[tuple[str, list[Label]]] = []
+        self._column_of: list[list[int]] = []
+        self._table = self._mask = self._number = torch.empty(0)
+        self._partial = False
+
+    def open(self, name: str, classes: Sequence[Label]) -> int:
+        """Makes a task and its labels known; the task's number."""
+        self.opened.append((name, list(classes)))
+        self.classes += [label for label in classes if label not in self.classes]
+        if name not in self.tasks:
+            self.tasks[name] = []
+            self._column_of.append([])
+        known, columns = self.tasks[name], self._column_of[self.number(name)]
+        for label in classes:
+            if label not in known:
+                columns.append(self._new_column(label, len(known)))
+                known.append(label)
+                self.columns = max(self.columns, columns[-1] + 1)
+        self._tabulate()
+        return self.number(name)
+
+    def number(self, name: str) -> int:
+        """The number of a known task."""
+        return list(self.tasks).index(name)
+
+    def positions(self, name: str, classes: Sequence[Label]) -> list[Label]:
+        """The order in which a task's labels are numbered: those known first, then the new ones."""
+        known = self.tasks.get(name, [])
+        return [*known, *(label for label in classes if label not in known)]
+
+    def home(self, name: str, classes: Sequence[Label]) -> list[int] | None:
+        """The columns of a task's labels, known task or not; None where a label has none yet."""
+        if self.scenario == "domain":
+            order = self.positions(name, classes)
+            return [order.index(label) for label in classes] if 0 < len(order) <= self.columns else None
+        if self._separate:
+            known = self.tasks.get(name, [])
+            places = dict(zip(known, self._column_of[self.number(name)], strict=True)) if known else {}
+        else:
+            places = {label: place for place, label in enumerate(self.classes)}
+        return [places[label] for label in classes] if classes and set(classes) <= set(places) else None
+
+    def revealed(self, name: str) -> int | None:
+        """The task's number, where the scenario reveals it."""
+        return self.number(name) if self.scenario == "task" and name in self.tasks else None
+
+    def column(self, batch: Batch) -> Tensor | None:
+        """The columns of the rows' labels: [n], or [n, k] for dense labels (-1 where a row's task has fewer)."""
+        if self.dense:
+            return self._table[batch.task]
+        return None if batch.y is None else self._table[batch.task, batch.y]
+
+    def key(self, batch: Batch) -> Tensor:
+        """The number of the rows' labels in `classes`, [n]."""
+        if batch.y is None:
+            raise ValueError("these rows have no labels, and a class-balanced memory needs them")
+        return self._number[batch.task, batch.y]
+
+    def allowed(self, task: Tensor) -> Tensor | None:
+        """Which columns rows of these tasks may answer with, bool [n, columns]; None for all."""
+        return self._mask[task] if self._partial else None
+
+    def answers(self, name: str | None) -> tuple[list[int], list[Label]]:
+        """Columns that can be answered and the user's labels for them: of one task, or of all that is known.
+
+        In scenario "domain" without a task a column means one label only if all tasks have the same; else it is a number.
+        """
+        if name is not None:
+            return list(self._column_of[self.number(name)]), list(self.tasks[name])
+        if self.scenario != "domain":
+            return list(range(self.columns)), list(self.classes)
+        same = {tuple(classes) for classes in self.tasks.values()}
+        return list(range(self.columns)), list(same.pop()) if len(same) == 1 else list(range(self.columns))
+
+    def groups(self, columns: int) -> list[Tensor]:
+        """The first `columns` columns as sets that answer together."""
+        if not self._separate:
+            return [torch.arange(columns, device=self._table.device)]
+        known = ([c for c in home if c < columns] for home in self._column_of)
+        return [torch.tensor(home, device=self._table.device) for home in known if home]
+
+    def to(self, device: torch.device) -> None:
+        """Moves the tables."""
+        self._table, self._mask, self._number = (t.to(device) for t in (self._table, self._mask, self._number))
+
+    def state(self) -> list[Any]:
+        """What was opened, in order; `open` replays it."""
+        return [[name, list(classes)] for name, classes in self.opened]
+
+    @property
+    def _separate(self) -> bool:
+        return self.scenario == "task" and self.heads == "separate"
+
+    def _new_column(self, label: Label, position: int) -> int:
+        if self.scenario == "domain":
+            return position
+        return self.columns if self._separate else self.classes.index(label)
+
+    def _tabulate(self) -> None:
+        """The tables that turn a batch into columns by one index operation."""
+        device, width = self._table.device, max(len(home) for home in self._column_of)
+        self._partial = self.scenario == "task"
+        table = torch.full((len(self.tasks), width), -1)
+        number = torch.full((len(self.tasks), width), -1)
+        mask = torch.zeros(len(self.tasks), self.columns, dtype=torch.bool)
+        for i, (home, classes) in enumerate(zip(self._column_of, self.tasks.values(), strict=True)):
+            table[i, : len(home)] = torch.tensor(home)
+            number[i, : len(home)] = torch.tensor([self.classes.index(label) for label in classes])
+            mask[i, home] = True
+        self._table, self._mask, self._number = table.to(device), mask.to(device), number.to(device)

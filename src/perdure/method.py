@@ -1,0 +1,333 @@
+"""The protocol: nine hooks whose defaults are plain gradient descent, what a host offers them, and how methods compose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from perdure.data import Batch, Columns, Rows, Task
+from perdure.objective import Objective
+
+EXCLUSIVE = ("fit", "task_loss", "predict")
+
+
+@dataclass
+class Clock:
+    """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
+
+    `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `batches` the number of
+    batches an epoch where it is known.
+    """
+
+    task: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    begun: bool = False
+    begun_at: int = 0
+    batches: int | None = None
+    name: str = ""
+    fingerprint: str = ""
+
+    def tick(self) -> None:
+        """One optimizer step was taken."""
+        self.batch += 1
+        self.step += 1
+
+    def next_epoch(self) -> None:
+        """A pass over the rows is over."""
+        self.epoch += 1
+        self.batch = 0
+
+    def open(self, name: str, fingerprint: str) -> None:
+        """A task begins."""
+        self.begun, self.name, self.fingerprint = True, name, fingerprint
+        self.epoch, self.batch, self.begun_at = 0, 0, self.step
+
+    def close(self, done: bool = True) -> None:
+        """The open task is over: learnt (`done`), or given up."""
+        self.task += int(done)
+        self.begun, self.name, self.fingerprint, self.batches = False, "", "", None
+        self.epoch, self.batch = 0, 0
+
+
+class Host(Protocol):
+    """Whoever runs the hooks: the Learner, or `methods.attach` in a loop that is not ours."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    clock: Clock
+    device: torch.device
+    seed: int
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer trains, by their name in the model."""
+
+    def lr(self, p: nn.Parameter) -> float:
+        """The learning rate of the parameter's group, now."""
+
+    def generator(self, name: str, device: str | None = None) -> torch.Generator:
+        """A random generator of the host's, saved with its state; on the host's device unless told otherwise."""
+
+    def read(self, rows: Rows, index: Tensor) -> Batch:
+        """Rows of the open task, on the device, their inputs still raw."""
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch with inputs converted for the model (not augmented), and with columns and allowed columns."""
+
+    @property
+    def columns(self) -> int | None:
+        """How many columns of scores the model knows; None where that is its owner's affair."""
+
+    def column_groups(self, columns: int) -> list[Tensor]:
+        """The first `columns` columns as sets that answer together: all in one, or one set a task with separate heads."""
+
+    def balance_key(self, batch: Batch) -> Tensor:
+        """A whole number a row that is equal for rows of one label, [n]."""
+
+    def spend(self, forward: int, backward: int = 0) -> None:
+        """Notes rows that went through the model outside a step, for the count of multiply-adds."""
+
+
+class Trainer(Host, Protocol):
+    """A host that owns the loop: our Learner. Methods that override `fit` or `predict` need one."""
+
+    def epochs(self) -> Iterator[int]:
+        """The passes over the open task's rows that are still to be made."""
+
+    def epoch(self, rows: Rows, past: dict[str, Columns] | None = None) -> None:
+        """The rest of this pass over `rows`, and over `past` (columns x, y, task) mixed in, where given."""
+
+    def restart(self, weights: dict[str, Tensor]) -> None:
+        """The model as it was before its first task, with `weights`, then grown to what it knows now; a fresh optimizer."""
+
+
+def sampled(host: Host, rows: Rows, count: int, name: str, chunk: int = 256) -> Iterator[Batch]:
+    """`count` random rows of the open task (all of them where there are fewer), ready for the model, in chunks."""
+    order = torch.randperm(len(rows), generator=host.generator(name, "cpu"))
+    for index in order[:count].split(chunk):
+        yield host.ready(host.read(rows, index))
+
+
+def memory(factory: Callable[[], Any]) -> Any:
+    """A field that is learnt, not set: kept in checkpoints, absent from the constructor and from the settings.
+
+    It may hold tensors, numbers, strings, lists and dicts of them, or an object with `state()` and `load_state(state)`.
+    """
+    return dataclasses.field(default_factory=factory, init=False, repr=False, compare=False, metadata={"memory": True})
+
+
+def state_of(holder: Any) -> dict[str, Any]:
+    """The memory fields of a method or callback, as a tree of tensors and plain values."""
+    values = {f.name: getattr(holder, f.name) for f in memory_fields(holder)}
+    return {name: value.state() if hasattr(value, "load_state") else value for name, value in values.items()}
+
+
+def load_state_of(holder: Any, state: dict[str, Any]) -> None:
+    """Puts back what `state_of` gave."""
+    for f in memory_fields(holder):
+        value = getattr(holder, f.name)
+        if hasattr(value, "load_state"):
+            value.load_state(state[f.name])
+        else:
+            setattr(holder, f.name, state[f.name])
+
+
+def memory_fields(holder: Any) -> list[dataclasses.Field[Any]]:
+    """The fields made with `memory`; none for what is no dataclass."""
+    if not dataclasses.is_dataclass(holder):
+        return []
+    return [f for f in dataclasses.fields(holder) if f.metadata.get("memory")]
+
+
+@dataclass(eq=False)
+class Method:
+    """One way not to forget. This base class forgets: every hook's default is plain gradient descent.
+
+    A subclass is a dataclass: ordinary fields are settings (they make the constructor, the configuration and the repr), fields
+    made with `memory(...)` are what it learns (they make the checkpoint).
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
+    objectives: ClassVar[tuple[str, ...]] = ("classification", "multi-label", "regression")
+    upper_bound: ClassVar[bool] = False
+
+    # Shared hooks: in a composition every part speaks, in order.
+
+    def begin(self, host: Host, task: Task) -> None:
+        """Before the model grows for the task: keep a teacher."""
+
+    def replay(self, host: Host, batch: Batch) -> Batch:
+        """Adds rows of the past to a batch, whose inputs are still raw."""
+        return batch
+
+    def penalty(self, host: Host, batch: Batch, outputs: Tensor) -> Tensor | float:
+        """Added to the loss. Must be a mean over all rows of the batch, so that micro-batches add up."""
+        return 0.0
+
+    def project(self, host: Host, batch: Batch) -> None:
+        """After backward, before clipping and the optimizer: edit `p.grad` in place."""
+
+    def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
+        """Store rows, restore frozen weights, trace the path."""
+
+    def end(self, host: Host, task: Task) -> None:
+        """Consolidate. `task.train` may be unlabelled where the method needs no labels."""
+
+    # Exclusive hooks: one owner in a composition.
+
+    def fit(self, learner: Trainer, task: Task) -> None:
+        """Learns the open task, from wherever the clock stands."""
+        for _ in learner.epochs():
+            learner.epoch(task.train)
+
+    def task_loss(self, host: Host, batch: Batch, outputs: Tensor) -> Tensor:
+        """The loss that the penalties are added to."""
+        return host.objective.loss(outputs, batch)
+
+    def predict(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
+        """Raw scores [n, columns] of inputs that are ready for the model; `task` is known in scenario "task" only."""
+        scores: Tensor = learner.model(x)
+        return scores
+
+    # What follows is written once, for all methods.
+
+    def __add__(self, other: Method) -> Compose:
+        return Compose([*_parts(self), *_parts(other)])
+
+    @classmethod
+    def fields(cls) -> list[dataclasses.Field[Any]]:
+        """The settings: the dataclass fields that are not memory."""
+        return [f for f in dataclasses.fields(cls) if not f.metadata.get("memory")]
+
+    def settings(self) -> dict[str, Any]:
+        """From which `methods.build` makes an equal method with nothing learnt."""
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in self.fields()}}
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, as a tree of tensors and plain values."""
+        return state_of(self)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        load_state_of(self, state)
+
+
+def overrides(method: Method, hook: str) -> bool:
+    """Whether a method brings a hook of its own."""
+    return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def owner(method: Method, hook: str) -> Method:
+    """The part of a method that owns an exclusive hook."""
+    return next((part for part in _parts(method) if overrides(part, hook)), _parts(method)[0])
+
+
+def _parts(method: Method) -> list[Method]:
+    return method.parts if isinstance(method, Compose) else [method]
+
+
+@dataclass(eq=False)
+class Compose(Method):
+    """Several methods at once: `Replay(500) + LwF()`. Shared hooks chain or sum; an exclusive hook has one owner.
+
+    Raises ValueError, naming both, when two parts own the same exclusive hook.
+    """
+
+    parts: list[Method]
+
+    def __post_init__(self) -> None:
+        for hook in EXCLUSIVE:
+            owners = [part.name for part in self.parts if overrides(part, hook)]
+            if len(owners) > 1:
+                raise ValueError(f"{owners[0]} and {owners[1]} both own `{hook}`: use one of them")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The parts' names, joined."""
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        """The parts' titles, joined."""
+        return " + ".join(part.title for part in self.parts)
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that every part serves."""
+        return tuple(s for s in Method.scenarios if all(s in part.scenarios for part in self.parts))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that every part serves."""
+        return tuple(o for o in Method.objectives if all(o in part.objectives for part in self.parts))
+
+    @property
+    def upper_bound(self) -> bool:  # type: ignore[override]
+        """Whether any part sees what a continual learner must not."""
+        return any(part.upper_bound for part in self.parts)
+
+    def begin(self, host: Host, task: Task) -> None:
+        """Every part, in order."""
+        for part in self.parts:
+            part.begin(host, task)
+
+    def replay(self, host: Host, batch: Batch) -> Batch:
+        """Every part adds to what the parts before it made."""
+        for part in self.parts:
+            batch = part.replay(host, batch)
+        return batch
+
+    def penalty(self, host: Host, batch: Batch, outputs: Tensor) -> Tensor | float:
+        """The sum."""
+        return sum((part.penalty(host, batch, outputs) for part in self.parts), 0.0)
+
+    def project(self, host: Host, batch: Batch) -> None:
+        """Every part, in order."""
+        for part in self.parts:
+            part.project(host, batch)
+
+    def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
+        """Every part, in order."""
+        for part in self.parts:
+            part.after_step(host, batch, outputs)
+
+    def end(self, host: Host, task: Task) -> None:
+        """Every part, in order."""
+        for part in self.parts:
+            part.end(host, task)
+
+    def fit(self, learner: Trainer, task: Task) -> None:
+        """The owner's."""
+        owner(self, "fit").fit(learner, task)
+
+    def task_loss(self, host: Host, batch: Batch, outputs: Tensor) -> Tensor:
+        """The owner's."""
+        return owner(self, "task_loss").task_loss(host, batch, outputs)
+
+    def predict(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
+        """The owner's."""
+        return owner(self, "predict").predict(learner, x, task)
+
+    def settings(self) -> dict[str, Any]:
+        """The parts' settings."""
+        return {"parts": [part.settings() for part in self.parts]}
+
+    def state(self) -> dict[str, Any]:
+        """The parts' states, by position."""
+        return {str(i): part.state() for i, part in enumerate(self.parts)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        for i, part in enumerate(self.parts):
+            part.load_state(state[str(i)])

@@ -1,0 +1,136 @@
+"""What EWC and MAS share: importances that pull weights back to where they were, acting on the gradient in place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perdure.data import Batch, Task
+from perdure.importance import Chunks, Kind, diagonal
+from perdure.method import Host, Method, memory, sampled
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Quadratic(Method):
+    """loss + strength / 2 * sum importance * (theta - centre)^2, its gradient added in `project`.
+
+    `importance` and `centre` have the parameters' names and shapes. `normalise` divides each task's importances by their mean,
+    which gives `strength` one scale for all models and streams (see docs/strength.md); without it they are as measured.
+    Cost: three passes over the parameters a step, whatever the number of tasks. Memory: two tensors a parameter.
+    """
+
+    strength: float = 1.0
+    decay: float = 1.0
+    rows: int = 2000
+    normalise: bool = True
+    importance: Weights = memory(dict)
+    centre: Weights = memory(dict)
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"strength is {self.strength}; it must be 0 or more")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)")
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; importances need at least one row")
+
+    def measure(self, host: Host, task: Task) -> Weights:
+        """The importance of each parameter for the task just learnt."""
+        raise NotImplementedError
+
+    def importances(self, host: Host, task: Task, kind: Kind, probes: Callable[[Tensor, Batch], Iterator[Tensor]]) -> Weights:
+        """`importance.diagonal` over `rows` random rows of the task."""
+
+        def counted(scores: Tensor, batch: Batch) -> Iterator[Tensor]:
+            for probe in probes(scores, batch):
+                host.spend(forward=0, backward=len(batch))
+                yield probe
+
+        def chunks() -> Chunks:
+            for batch in sampled(host, task.train, self.rows, "importance rows"):
+                host.spend(forward=len(batch))
+                yield batch.x, functools.partial(counted, batch=batch)
+
+        return diagonal(host.model, chunks(), kind=kind, names=host.params())
+
+    def begin(self, host: Host, task: Task) -> None:
+        """Where a parameter has grown (a head in somebody else's loop), what is new has no importance."""
+        for name, p in host.params().items():
+            if name in self.importance:
+                self.importance[name] = _widened(self.importance[name], p)
+                self.centre[name] = _widened(self.centre[name], p)
+
+    def project(self, host: Host, batch: Batch) -> None:
+        """p.grad += strength * importance * (p - centre)."""
+        pull(host, self.strength, self.importance, self.centre)
+
+    def end(self, host: Host, task: Task) -> None:
+        """importance = decay * importance + the new task's; centre = the weights now."""
+        self.importance = summed(self.importance, self.measured(host, task), self.decay)
+        self.centre = weights(host)
+
+    def measured(self, host: Host, task: Task) -> Weights:
+        """What `measure` says, normalised if so set."""
+        found = self.measure(host, task)
+        if not self.normalise:
+            return found
+        mean = sum(float(value.sum()) for value in found.values()) / sum(value.numel() for value in found.values())
+        return {name: value / mean for name, value in found.items()} if mean > 0 else found
+
+    def quadratic_value(self, host: Host) -> Tensor:
+        """The penalty's value, for logs and for gradcheck; a scalar."""
+        return value(host, self.strength, self.importance, self.centre)
+
+
+def summed(old: Weights, new: Weights, decay: float) -> Weights:
+    """decay * old + new, for every name in either."""
+    kept = {name: decay * value for name, value in old.items()}
+    return {name: kept[name] + new[name] if name in kept and name in new else either[name] for either in (kept, new) for name in either}
+
+
+def weights(host: Host) -> Weights:
+    """A copy of the trained parameters."""
+    return {name: p.detach().clone() for name, p in host.params().items()}
+
+
+@torch.no_grad()
+def pull(host: Host, strength: float, importance: Weights, centre: Weights) -> None:
+    """Adds the gradient of the penalty to `p.grad`.
+
+    Under SGD a curvature above 1 / lr makes a step overshoot its centre, and above 2 / lr diverge: there it is capped at 1 / lr.
+    """
+    live = [(p, p.grad, name) for name, p in host.params().items() if name in importance and p.grad is not None]
+    if not live or strength == 0:
+        return
+    params, grads = [p for p, _, _ in live], [grad for _, grad, _ in live]
+    distance = torch._foreach_sub(params, [centre[name] for _, _, name in live])
+    curvature = [importance[name] for _, _, name in live]
+    if not isinstance(host.optimizer, torch.optim.SGD):
+        torch._foreach_addcmul_(grads, curvature, distance, value=strength)
+        return
+    capped = [(strength * c).clamp_(max=1 / host.lr(p)) for c, p in zip(curvature, params, strict=True)]
+    torch._foreach_addcmul_(grads, capped, distance)
+
+
+def value(host: Host, strength: float, importance: Weights, centre: Weights) -> Tensor:
+    """strength / 2 * sum importance * (theta - centre)^2, differentiable."""
+    params = host.params()
+    parts = [(importance[name] * (params[name] - centre[name]).square()).sum() for name in importance if name in params]
+    return strength / 2 * torch.stack(parts).sum() if parts else torch.zeros((), device=host.device)
+
+
+def _widened(old: Tensor, p: Tensor) -> Tensor:
+    """`old` with zeros where `p` has grown at the end of a dimension."""
+    if old.shape == p.shape:
+        return old
+    if old.ndim != p.ndim or any(a > b for a, b in zip(old.shape, p.shape, strict=True)):
+        raise ValueError(f"a parameter of shape {list(old.shape)} now has shape {list(p.shape)}: it may grow, not shrink")
+    gaps = [(0, b - a) for a, b in zip(old.shape, p.shape, strict=True)]
+    return F.pad(old, [size for gap in reversed(gaps) for size in gap])

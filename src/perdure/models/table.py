@@ -1,0 +1,71 @@
+"""The table of built-in models: made from a recipe, drawn anew, and told apart from trained ones."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from perdure.models.convnet import convnet
+from perdure.models.head import Network, own_seed
+from perdure.models.mlp import mlp
+from perdure.models.resnet import resnet18
+
+MODELS: dict[str, Callable[..., Network]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
+
+
+def build(recipe: Mapping[str, Any]) -> Network:
+    """Make a built-in model from its recipe, {"name": "mlp", "settings": {"inputs": 784}}.
+
+    Raises ValueError for an unknown name or setting, with the nearest spelling.
+    """
+    name, settings = recipe["name"], recipe.get("settings", {})
+    if name not in MODELS:
+        raise ValueError(f"no model is called {name!r}{nearest(name, MODELS)}; known are {', '.join(MODELS)}")
+    known = inspect.signature(MODELS[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            hint = nearest(setting, known)
+            raise ValueError(f"{name} has no setting {setting!r}{hint}; its settings are {', '.join(known)}")
+    for setting, parameter in known.items():
+        if parameter.default is parameter.empty and setting not in settings:
+            raise ValueError(f"{name} needs the setting {setting!r}, found {', '.join(settings) or 'none'}")
+    return MODELS[name](**settings)
+
+
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight of a built-in model anew, in place, as its factory would from a seed out of `generator`.
+
+    Drawn on the CPU, so that the same generator gives the same weights on every device. Raises ValueError for a model
+    that has no recipe, or whose head has grown.
+    """
+    if not isinstance(model, Network):
+        raise ValueError(f"{type(model).__name__} has no recipe; only a built-in model can be initialised")
+    if model.head.columns:
+        raise ValueError(f"the head has {model.head.columns} columns already; initialise a model before it grows")
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    fresh = build(model.recipe)
+    with own_seed(seed):
+        for module in fresh.modules():  # in the order of definition, which is the order in which factories draw
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    model.load_state_dict(fresh.state_dict())
+
+
+def untouched(model: nn.Module) -> bool:
+    """Tell whether a model is a built-in as its factory made it: nothing trained, loaded or grown."""
+    if not isinstance(model, Network) or model.head.columns:
+        return False
+    fresh, state = build(model.recipe).state_dict(), model.state_dict()
+    return fresh.keys() == state.keys() and all(
+        torch.equal(tensor.cpu(), fresh[name].to(tensor.dtype)) for name, tensor in state.items()
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which of the known words was perhaps meant, for an error message; "" if none is near."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,29 @@
+"""The structure of a model that grows, noted and put back: which modules, parameters and plain attributes it had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Structure = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def capture(model: nn.Module) -> Structure:
+    """Each module's attributes as they are now. Values of tensors are not copied: they are the state's affair."""
+    return [(module, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()}) for module in model.modules()]
+
+
+def restore(structure: Structure) -> None:
+    """Undoes growth since `capture`: new parameters and modules are gone, old ones are the same objects."""
+    for module, attributes in structure:
+        vars(module).clear()
+        vars(module).update({k: dict(v) if isinstance(v, dict) else v for k, v in attributes.items()})
+
+
+def multiply_adds(model: nn.Module, x: Any) -> int:
+    """Multiply-adds of the forward pass of a batch, as torch counts them (matrix products and convolutions)."""
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
