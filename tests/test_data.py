@@ -161,8 +161,13 @@ def test_column_helpers_treat_one_tensor_and_many_alike():
 
 @pytest.mark.parametrize(
     "y",
-    [[7, 3, 7], np.array([7, 3, 7], dtype=np.uint8), np.array([7, 3, 7], dtype=object), torch.tensor([7, 3, 7]).int()]
-    + [[np.int16(7), np.int16(3), np.int16(7)]],
+    [
+        [7, 3, 7],
+        [np.int16(7), np.int16(3), np.int16(7)],
+        np.array([7, 3, 7], dtype=np.uint8),
+        np.array([7, 3, 7], dtype=object),
+        torch.tensor([7, 3, 7]).int(),
+    ],
 )
 def test_integer_labels_of_any_type_become_plain_integers(y):
     rows = Rows(X[:3], y)
@@ -359,7 +364,8 @@ def test_multi_label_items_are_dense():
 
 def test_datasets_that_cannot_be_read_in_any_order_are_refused():
     class Endless(IterableDataset):
-        pass
+        def __iter__(self):
+            return iter([])
 
     class Unsized(Dataset):
         def __getitem__(self, row):

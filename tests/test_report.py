@@ -250,11 +250,22 @@ def test_a_trace_is_drawn_only_where_there_is_one(five: dict[str, Any]) -> None:
 
 
 def test_the_trace_follows_a_task_from_when_its_training_begins(five: dict[str, Any]) -> None:
-    entry = next(entry for entry in view.scenarios(five)[0].entries if entry.method == "replay")
+    results = deepcopy(five)
+    for point in (point for cell in results["cells"] for point in cell["trace"] or ()):
+        point["accuracy"] = [0.5 if value is None else value for value in point["accuracy"]]
+    entry = next(entry for entry in view.scenarios(results)[0].entries if entry.method == "replay")
     trace = entry.trace()
     assert [min(steps) for steps in trace.values()] == [0, 94, 188, 282, 376]
     values = [point["accuracy"][0] for cell in entry.finished for point in cell["trace"] if point["step"] == 100]
     assert trace[0][100] == pytest.approx(sum(values) / 3)
+
+
+def test_a_long_trace_is_thinned_without_losing_a_dip() -> None:
+    points = [(float(step), 0.2 if step == 777 else 0.9) for step in range(5000)]
+    kept = charts._thinned(points, 100)
+    assert len(kept) <= 102
+    assert kept == sorted(kept)
+    assert {points[0], points[777], points[-1]} <= set(kept)
 
 
 def test_same_results_give_the_same_bytes(five: dict[str, Any], tmp_path: Path) -> None:
@@ -275,6 +286,17 @@ def test_results_of_another_schema_or_without_cells_are_refused(five: dict[str, 
         report.render({**five, "schema": 2})
     with pytest.raises(ValueError, match="no cell"):
         report.render({**five, "cells": []})
+
+
+def test_methods_that_share_a_title_are_told_apart_by_their_label() -> None:
+    results = small({"ewc-1": [[0.9, 0.8, 0.9]], "ewc-100": [[0.9, 0.7, 0.9]]})
+    for cell in results["cells"]:
+        cell |= {"title": "EWC", "settings": {"strength": 1.0 if cell["method"] == "ewc-1" else 100.0}}
+    said = page(results).text
+    assert "2 methods learn" in said
+    assert "EWC (ewc-1) has the highest average accuracy" in said
+    assert "EWC (ewc-1)strength 1.0" in said
+    assert "EWC (ewc-100)strength 100.0" in said
 
 
 def test_settings_that_differ_by_scenario_are_told_apart(five: dict[str, Any]) -> None:
@@ -303,13 +325,18 @@ def test_names_in_the_cost_charts_never_overlap() -> None:
         assert not any(charts._touch(box, other) for other in boxes[:index])
 
 
-def test_names_at_the_ends_of_lines_never_overlap_nor_leave_the_plot() -> None:
-    results = small({f"method-{number}": [[0.9, 0.01 * number, 0.01]] for number in range(14)})
+@pytest.mark.parametrize("level", [0.0, 0.5, 0.9])
+def test_names_at_the_ends_of_lines_never_overlap_nor_leave_the_plot(level: float) -> None:
+    results = small(
+        {f"method-{number}": [[0.9, level + 0.005 * number, level]] for number in range(13)}
+        | {"low": [[0.9, 0.0, 0.0]]}
+    )
     drawn = charts.by_method(view.scenarios(results)[0].entries, view.Entry.seen_so_far, 2, "all")
     places = sorted(float(y) for y in re.findall(r'name" x="[\d.]+" y="([\d.-]+)" text-anchor="start"', drawn))
     assert len(places) == 14
     assert min(after - before for before, after in pairwise(places)) >= charts.LINE - 0.1
-    assert places[0] > 0
+    assert places[0] > 10
+    assert places[-1] < 250
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -15,6 +15,8 @@ methods = ["finetune", { name = "ewc", strength = 10.0, label = "EWC strong" }, 
 seeds = [0]
 [training]
 batch_size = 8
+epochs = 2
+optimizer = { name = "adam", lr = 0.02 }
 """
 
 

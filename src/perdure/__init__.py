@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perdure.callbacks import Callback as Callback
     from perdure.data import Batch as Batch
     from perdure.data import Rows as Rows
     from perdure.data import Task as Task
     from perdure.host import attach as attach
-    from perdure.learner import Callback as Callback
     from perdure.learner import Learner as Learner
     from perdure.method import Method as Method
     from perdure.streams import Stream as Stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # What `import perdure` gives is imported when it is first asked for: torch alone takes seconds.
 _NAMES = {
     "Batch": "data",
-    "Callback": "learner",
+    "Callback": "callbacks",
     "Learner": "learner",
     "Method": "method",
     "Rows": "data",
@@ -27,6 +27,7 @@ _NAMES = {
     "attach": "host",
 }
 _ROOMS = (
+    "callbacks",
     "checkpoint",
     "data",
     "datasets",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from perdure.data import Batch, Columns, Label, Rows, Task, column_length, column_map
+from perdure.data import Batch, Columns, Label, Rows, Task, chunks, column_map
 from perdure.models import evaluating
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ CHUNK = 1024
 
 
 def convert(x: Columns, device: torch.device) -> Columns:
-    """Raw inputs as a model takes them: uint8 (images) to [0, 1], other floats to float32, whole numbers as they are."""
+    """Raw inputs as a model takes them: uint8 (images) to [0, 1], floats to float32, whole numbers as they are."""
 
     def one(column: Tensor) -> Tensor:
         column = column.to(device, non_blocking=True)
@@ -83,11 +83,10 @@ def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any
 
 def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[Columns, Tensor]]:
     with evaluating(learner.model):
-        for index in torch.arange(len(rows)).split(CHUNK):
+        for index in chunks(torch.arange(len(rows)), CHUNK):
             x = convert(rows.read(index), learner.device)
             with learner.autocast():
                 scores = learner.method.predict(learner, x, number)
-            assert column_length(x) == len(scores)
             yield x, scores.float()
 
 

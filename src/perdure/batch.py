@@ -13,6 +13,11 @@ from torch import Tensor
 Columns = Tensor | dict[str, Tensor]
 
 
+def chunks(index: Tensor, size: int) -> list[Tensor]:
+    """The entries of `index` in order, `size` at a time."""
+    return [index[start : start + size] for start in range(0, len(index), size)]
+
+
 def column_map(fn: Callable[[Tensor], Tensor], x: Columns) -> Columns:
     """Apply `fn` to the tensor, or to every named tensor."""
     return {name: fn(column) for name, column in x.items()} if isinstance(x, dict) else fn(x)

@@ -1,8 +1,8 @@
-"""State on disk: a tree of tensors and plain values as one safetensors file, hashed, written atomically, never a pickle.
+"""State on disk: a tree of tensors and plain values as one safetensors file, hashed, written atomically; no pickle.
 
-The tensors lie in the file under their path in the tree; the tree is JSON in the header, with `{"$tensor": path}` where a
-tensor stands, so tied tensors are written once. The header also holds the SHA-256 of the whole file, taken with the hash's
-own 64 characters set to 0: any byte that changes is noticed.
+The tensors lie in the file under their path in the tree; the tree is JSON in the header, with `{"$tensor": path}`
+where a tensor stands, so tied tensors are written once. The header also holds the SHA-256 of the whole file, taken
+with the hash's own 64 characters set to 0: any byte that changes is noticed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> None:
-    """Writes `tree` (dicts, lists, tuples, tensors, JSON values) to `path`; `kind` says what it is: "learner", "memory".
+    """Writes `tree` (dicts, lists, tuples, tensors, JSON values); `kind` says what it is: "learner", "memory".
 
     Killed at any instant, `path` is either the old file or the new one.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from perdure import sources
-from perdure.batch import Batch, Columns, column_bytes, column_length, column_list, column_map
+from perdure.batch import Batch, Columns, chunks, column_bytes, column_length, column_list, column_map
 from perdure.sources import Label, class_names
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Label",
     "Rows",
     "Task",
+    "chunks",
     "class_names",
     "column_bytes",
     "column_length",
@@ -143,7 +144,7 @@ class Rows:
         source, device = self._storage.source, self._storage.device
         index = index.to(device)
         if self._index is not None:
-            index = self._index[index]
+            index = self._index.index_select(0, index)
         if isinstance(source, Tensor | dict):
             x = column_map(lambda column: column.index_select(0, index), source)
         else:

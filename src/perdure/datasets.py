@@ -19,6 +19,7 @@ from perdure.data import Rows
 from perdure.sources import image
 
 MNIST_TRAIN, MNIST_ROWS = 60_000, 70_000
+JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
 
 Files = str | Path | Sequence[str | Path]
 
@@ -161,18 +162,16 @@ def _guess(kinds: dict[str, str], taken: set[str]) -> list[str]:
 def _images(column: Any) -> tuple[Tensor, bool]:
     """Encoded images as uint8 [n, c, h, w], and whether any of them is a JPEG."""
     pillow = _optional("PIL.Image")
+    contents = [content for chunk in column.chunks for content in chunk.field("bytes").to_pylist()]
     pixels = torch.empty(0, dtype=torch.uint8)
-    lossy = False
-    for row, item in enumerate(column):
-        content = item["bytes"].as_py()
+    for row, content in enumerate(contents):
         if content is None:
             raise ValueError(f"row {row} has no image bytes; drop the row")
-        lossy |= content[:3] == b"\xff\xd8\xff"
         picture = image(pillow.open(io.BytesIO(content)))
         if row == 0:
-            pixels = torch.empty((len(column), *picture.shape), dtype=torch.uint8)
+            pixels = torch.empty((len(contents), *picture.shape), dtype=torch.uint8)
         if picture.shape != pixels.shape[1:]:
             shapes = f"{list(picture.shape)}, the first one {list(pixels.shape[1:])}"
             raise ValueError(f"the image of row {row} has shape {shapes}; bring all images to one size and mode")
         pixels[row] = picture
-    return pixels, lossy
+    return pixels, any(content[:3] == JPEG for content in contents)

@@ -13,8 +13,9 @@ from perdure import checkpoint, optim
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
 from perdure.method import EXCLUSIVE, Clock, Method, overrides
-from perdure.objective import OBJECTIVES
+from perdure.objective import OBJECTIVES, Objective
 from perdure.seeds import seeded
+from perdure.spelling import one_of
 
 
 def attach(
@@ -28,14 +29,55 @@ def attach(
 ) -> Attached:
     """Brings a method into a loop of your own.
 
-    Labels are the numbers of the model's columns (classification), or floats [n, columns]. `trained=True` says that the model knows
-    something worth keeping before the first `begin`. Raises ValueError for a method that must own the loop, and for an
-    optimizer of another model.
+    Labels are the numbers of the model's columns (classification), or floats [n, columns]. `trained=True` says that
+    the model knows something worth keeping before the first `begin`. Raises ValueError for a method that must own the
+    loop, and for an optimizer of another model.
     """
     return Attached(method, model, optimizer, objective, trained, seed)
 
 
-class Attached:
+class HostBase:
+    """What every host has: a model, a method, an optimizer, a clock, and chance of its own."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, model: nn.Module, method: Method, objective: Objective, device: torch.device, seed: int) -> None:
+        self.model, self.method, self.objective, self.device, self.seed = model, method, objective, device, seed
+        self.clock = Clock()
+        self.generators: dict[str, torch.Generator] = {}
+        method.owned = True
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer trains, by name."""
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in trained}
+
+    def lr(self, p: nn.Parameter) -> float:
+        """The learning rate of the parameter's group, now."""
+        return optim.rate(self.optimizer, p)
+
+    def generator(self, name: str, device: str | None = None) -> torch.Generator:
+        """A random generator of the host's own, in its state."""
+        key = f"{name}@{device or self.device.type}"
+        if key not in self.generators:
+            self.generators[key] = torch.Generator(device or self.device)
+            self.generators[key].manual_seed(seeded(self.seed, name))
+        return self.generators[key]
+
+    def chance(self) -> dict[str, Tensor]:
+        """Where its generators stand."""
+        return {key: generator.get_state() for key, generator in self.generators.items()}
+
+    def set_chance(self, states: dict[str, Tensor]) -> None:
+        """Puts its generators back; those of a device that it is not on are left out."""
+        self.generators.clear()
+        for key, saved in states.items():
+            name, device = key.rsplit("@", 1)
+            if device in ("cpu", self.device.type):
+                self.generator(name, device).set_state(saved.cpu())
+
+
+class Attached(HostBase):
     """A host in a plain loop. For every new data set: `begin`, then for every batch, in this order,
 
         x, y = memory.replay(x, y)
@@ -46,23 +88,26 @@ class Attached:
         optimizer.step()
         memory.after_step(out)
 
-    then `consolidate(loader)`. Call `next_epoch()` between passes over the same rows: rows are offered to a memory in the first
-    only. A call out of order raises RuntimeError, so that none can be forgotten in silence.
+    then `consolidate(loader)`. Call `next_epoch()` between passes over the same rows: rows are offered to a memory in
+    the first only. A call out of order raises RuntimeError, so that none can be forgotten in silence.
     """
 
     def __init__(
-        self, method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, objective: str, trained: bool, seed: int
+        self,
+        method: Method,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        objective: str,
+        trained: bool,
+        seed: int,
     ) -> None:
         for hook in EXCLUSIVE:
             if overrides(method, hook):
                 raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}")
-        self.method, self.model, self.optimizer, self.seed = method, model, optim.make(optimizer, model), seed
-        self.objective = OBJECTIVES[objective]
-        self.device = next(model.parameters()).device
-        self.clock = Clock()
-        self._generators: dict[str, torch.Generator] = {}
+        one_of("objective", objective, OBJECTIVES)
+        device = next(model.parameters()).device
+        super().__init__(model, method, OBJECTIVES[objective], device, seed)
+        self.optimizer = optim.make(optimizer, model)
         self._trained = trained
         self._batch: Batch | None = None
         self._next = "begin"
@@ -128,7 +173,7 @@ class Attached:
             "method": repr(self.method),
             "clock": vars(self.clock),
             "memory": self.method.state(),
-            "generators": {key: generator.get_state() for key, generator in self._generators.items()},
+            "generators": self.chance(),
             "next": self._next,
         }, "memory")  # fmt: skip
 
@@ -139,9 +184,7 @@ class Attached:
             raise checkpoint.CheckpointError(f"{path} is of {tree['method']}, and this is {self.method!r}")
         self.clock = Clock(**tree["clock"])
         self.method.load_state(checkpoint.placed(tree["memory"], self.device))
-        for key, saved in tree["generators"].items():
-            name, device = key.rsplit("@", 1)
-            self.generator(name, device).set_state(saved.cpu())
+        self.set_chance(tree["generators"])
         self._next, self._batch = tree["next"], None
 
     # ---- what a host offers ----
@@ -150,23 +193,6 @@ class Attached:
     def columns(self) -> int | None:
         """0 before anything is known; afterwards the model's owner's affair."""
         return None if self._trained or self.clock.task else 0
-
-    def params(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer trains, by name."""
-        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in self.model.named_parameters() if id(p) in trained}
-
-    def lr(self, p: nn.Parameter) -> float:
-        """The learning rate of the parameter's group, now."""
-        return optim.rate(self.optimizer, p)
-
-    def generator(self, name: str, device: str | None = None) -> torch.Generator:
-        """A random generator of its own, in its state."""
-        key = f"{name}@{device or self.device.type}"
-        if key not in self._generators:
-            self._generators[key] = torch.Generator(device or self.device)
-            self._generators[key].manual_seed(seeded(self.seed, name))
-        return self._generators[key]
 
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open data set."""
@@ -208,7 +234,9 @@ class Attached:
     def _current(self, outputs: Tensor | None = None) -> Batch:
         assert self._batch is not None
         if outputs is not None and len(outputs) != len(self._batch):
-            raise ValueError(f"outputs has {len(outputs)} rows, the batch from replay {len(self._batch)}: pass x and y on as given")
+            raise ValueError(
+                f"outputs has {len(outputs)} rows, the batch from replay {len(self._batch)}: pass x and y on as given"
+            )
         return self._batch
 
 

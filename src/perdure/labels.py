@@ -18,7 +18,8 @@ class Labels:
 
     Rows carry (task number, position of the label within the task's classes). The column of that pair is
     class: the label's number in `classes`; domain: the position itself; task: a column of its own, or, with
-    `heads="shared"`, the label's number. A task whose name is known comes back: it keeps its columns, new labels are appended.
+    `heads="shared"`, the label's number. A task whose name is known comes back: it keeps its columns, new labels are
+    appended.
     """
 
     def __init__(self, scenario: str, heads: str = "separate", dense: bool = False) -> None:
@@ -91,7 +92,8 @@ class Labels:
     def answers(self, name: str | None) -> tuple[list[int], list[Label]]:
         """Columns that can be answered and the user's labels for them: of one task, or of all that is known.
 
-        In scenario "domain" without a task a column means one label only if all tasks have the same; else it is a number.
+        In scenario "domain" without a task a column means one label only if all tasks have the same ones; otherwise
+        it is a number.
         """
         if name is not None:
             return list(self._column_of[self.number(name)]), list(self.tasks[name])

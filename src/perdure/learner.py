@@ -11,55 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure import answers, checkpoint, models, optim, state, structure
+from perdure import answers, checkpoint, checks, models, optim, state, structure
+from perdure.callbacks import Callback
 from perdure.data import Batch, Columns, Label, Rows, Task, column_map
+from perdure.host import HostBase
 from perdure.labels import Labels
-from perdure.method import Clock, Method, load_state_of, state_of
-from perdure.objective import Objective
+from perdure.method import Method
 from perdure.seeds import seeded
-from perdure.training import Cost, Settings, Stopper
+from perdure.training import Cost, Finite, Settings, Stopper, batches_of, hold_out
+
+__all__ = ["Callback", "Learner"]
 
 HEALTH_CHECK_STEPS = 100
 
 Augment = Callable[[Columns, torch.Generator], Columns]
 
 
-class Callback:
-    """Watches a learner. Fields made with `memory(...)` in a dataclass travel in the learner's state."""
-
-    def before_task(self, learner: Learner, task: Task) -> None:
-        """The task is open and the model has grown for it; nothing is learnt yet."""
-
-    def after_step(self, learner: Learner) -> None:
-        """`learner.loss` holds the step's loss, on the device."""
-
-    def after_epoch(self, learner: Learner) -> None:
-        """A pass over the rows is over."""
-
-    def after_task(self, learner: Learner, task: Task) -> None:
-        """The task is learnt and consolidated; its last save point is not yet made."""
-
-    def state(self) -> dict[str, Any]:
-        """The memory fields."""
-        return state_of(self)
-
-    def load_state(self, saved: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
-        load_state_of(self, saved)
-
-
-class Learner:
+class Learner(HostBase):
     """Learns tasks one after another, by a method, in a scenario, and keeps the list of the user's labels.
 
-    scenario   "class": one column a label, task hidden; "domain": one head, a label's column is its position in `task.classes`;
-               "task": a head of its own a task, task revealed (heads="shared": one column a label)
-    objective  "classification" | "multi-label" | "regression"
-    optimizer  "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
-    schedule   "constant" | "linear" | "cosine" | "exponential" or a dict of `optim.Schedule`'s settings; restarts a task
-    clip       largest gradient norm, after the method has spoken; accumulate: micro-batches a step, of `batch_size` rows each
-    validation a share of each task's train rows held out; patience: epochs without a better validation grade before stopping
-    augment    a function (inputs ready for the model, generator) -> inputs, applied to new and replayed rows alike
-    save_to    a file for save points: at task ends and, within tasks, every `save_every` seconds
+    scenario    "class": one column a label, task hidden; "domain": one head, a label's column is its position in
+                `task.classes`; "task": a head a task, task revealed (heads="shared": one column a label)
+    objective   "classification" | "multi-label" | "regression"
+    optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
+    schedule    "constant" | "linear" | "cosine" | "exponential", or a dict of the settings of `optim.Schedule`
+    clip        largest norm of the gradient, after the method has spoken
+    accumulate  micro-batches a step, of `batch_size` rows each
+    precision   "fp32" | "bf16"
+    validation  share of each task's train rows that is held out and graded after each epoch
+    patience    epochs without a better validation grade before a task ends; the best weights come back
+    augment     function (inputs ready for the model, generator) -> inputs, for new and replayed rows alike
+    save_to     file for save points, written at task ends and every `save_every` seconds
 
     Raises ValueError for what cannot work, before anything is trained.
     """
@@ -93,22 +75,16 @@ class Learner:
             scenario, objective, heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate, precision,
             validation, patience, optim.recorded(optimizer),
         )  # fmt: skip
-        _refuse(model, method, self.settings)
-        self.model, self.method, self.seed = model, method, seed
-        self.objective: Objective = self.settings.goal
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        checks.parts(model, method, self.settings)
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        super().__init__(model, method, self.settings.goal, place, seed)
         self.callbacks, self.augment = list(callbacks), augment
         self.save_to, self.save_every = save_to, save_every
-        self.clock, self.cost, self.stopper = Clock(), Cost(), Stopper(patience)
-        self.generators: dict[str, torch.Generator] = {}
+        self.cost, self.stopper = Cost(), Stopper(patience)
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
         model.to(self.device)
         self.optimizer = optim.make(optimizer, model)
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self._bare = structure.capture(model)
-        self._params: dict[str, nn.Parameter] | None = None
         self.relabel([])
         pretrained = list(getattr(model, "classes", ()))
         if pretrained:
@@ -118,31 +94,30 @@ class Learner:
         self.learning = False
         self.paused_randomness: dict[str, Tensor] | None = None
         self.loss = torch.zeros((), device=self.device)
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._finite = Finite(self.device)
         self._held_out: tuple[Rows, Task] | None = None
         self._labelled: dict[int, tuple[Rows, Tensor | None]] = {}
         self._number = self._row_cost = 0
         self._point: state.SavePoint | None = None
-        self._watch: tuple[str, float] | None = None
         self._measure_size()
 
     # ---- learning ----
 
     def learn(self, task: Task) -> None:
         """Learns one task, from wherever the clock stands; an exception leaves the learner at its last save point."""
-        self._check(task)
+        checks.task(self, task)
         with state.own_randomness(self), self._all_or_nothing():
-            lesson = self._without_held_out(task)
+            lesson, self._held_out = hold_out(task, self.settings.validation, self.seed)
             if not self.clock.begun:
                 self.method.begin(self, lesson)
                 self._open(task)
                 self._tell(lambda callback: callback.before_task(self, task))
             self._number = self.labels.number(task.name)
-            self._row_cost = structure.multiply_adds(self.model, self._one_row(task.train))
-            with self._timed("train_seconds"):
+            self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+            with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
                 self.stopper.finish(self.model)
-            with self._timed("consolidate_seconds"):
+            with self.cost.timed("consolidate_seconds"):
                 self.method.end(self, lesson)
             self._measure_size()
             self._tell(lambda callback: callback.after_task(self, task))
@@ -158,15 +133,16 @@ class Learner:
         """The rest of this pass over `rows`, with stored rows (columns x, y, task) mixed in, where given."""
         total = len(rows) + (len(past["task"]) if past else 0)
         draws = torch.Generator().manual_seed(seeded(self.seed, "order", self.clock.task, self.clock.epoch))
-        batches = _cut(torch.randperm(total, generator=draws), self.settings.batch_size * self.settings.accumulate)
+        batches = batches_of(
+            torch.randperm(total, generator=draws), self.settings.batch_size * self.settings.accumulate
+        )
         self.clock.batches = len(batches)
         for index in batches[self.clock.batch :]:
             self.step(self.read(rows, index) if past is None else self._mixed(rows, past, index))
             self._save_if_due()
         self.clock.next_epoch()
         if self._held_out is not None:
-            grade = answers.grade(self, *self._held_out)
-            self.stopper.note(grade or 0.0, self.model)
+            self.stopper.note(answers.grade(self, *self._held_out) or 0.0, self.model)
         self._tell(lambda callback: callback.after_epoch(self))
 
     def step(self, batch: Batch) -> None:
@@ -174,7 +150,7 @@ class Learner:
         batch = self.ready(self.method.replay(self, batch))
         if self.augment is not None:
             batch = batch.replace(x=self.augment(batch.x, self.generator("augment")))
-        self._set_rates()
+        optim.set_rates(self.optimizer, self._rate_factor())
         self.optimizer.zero_grad()
         outputs = self._backward(batch)
         self.method.project(self, batch)
@@ -185,7 +161,7 @@ class Learner:
         self.clock.tick()
         self.cost.multiply_adds += 3 * len(batch) * self._row_cost
         if self.clock.step % HEALTH_CHECK_STEPS == 0:
-            self._refuse_nonsense()
+            self._finite.refuse(self.clock)
         self._tell(lambda callback: callback.after_step(self))
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -206,14 +182,14 @@ class Learner:
             outputs.append(scores.detach())
             loss = loss + partial.detach()
         self.loss = loss
-        self._finite.logical_and_(loss.isfinite())
+        self._finite.note(loss)
         return outputs[0] if count == 1 else torch.cat(outputs)
 
     def consolidate(self, rows: Any, name: str = "pretrained") -> None:
         """Importances and memory for what the model knows already, from rows of that time; nothing is trained.
 
-        `rows` is anything that `Rows.of` takes, of the known task `name` ("pretrained": the labels given to `models.adapt`).
-        MAS and LwF take unlabelled rows.
+        `rows` is anything that `Rows.of` takes, of the known task `name` ("pretrained": the labels given to
+        `models.adapt`). MAS and LwF take unlabelled rows.
         """
         if self.clock.begun:
             raise RuntimeError(f"task {self.clock.name!r} is open: learn it to the end, or call learner.abandon()")
@@ -222,19 +198,19 @@ class Learner:
             raise ValueError(f"task {name!r} is not known (known: {known}); say models.adapt(..., classes=[...])")
         task = Task(rows, name=name, classes=self.labels.tasks[name])
         task.train.check()
-        with state.own_randomness(self), self._all_or_nothing(), self._timed("consolidate_seconds"):
+        with state.own_randomness(self), self._all_or_nothing(), self.cost.timed("consolidate_seconds"):
             self.method.begin(self, task)
             self.clock.open(name, task.fingerprint)
             self._number = self.labels.number(name)
-            self.inputs = self.inputs or _kinds(task.train)
-            self._row_cost = structure.multiply_adds(self.model, self._one_row(task.train))
+            self.inputs = self.inputs or checks.inputs(task.train)
+            self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             self.method.end(self, task)
             self._measure_size()
             self.clock.close(done=False)
             self._commit()
 
     def abandon(self) -> None:
-        """Gives the open task up: its labels stay known, what was learnt stays in the weights, the method is not told."""
+        """Gives the open task up: its labels stay known, its weights stay as they are, the method is not told."""
         self.stopper = Stopper(self.settings.patience)
         self.paused_randomness = None
         self.clock.close(done=False)
@@ -242,7 +218,7 @@ class Learner:
     # ---- answering ----
 
     def evaluate(self, stream: Task | Iterable[Task]) -> Any:
-        """The grade on each task's test rows: a row of the accuracy matrix, or one number for one task. Changes nothing.
+        """The grade on each task's test rows: a row of the accuracy matrix; one number for one task. Changes nothing.
 
         None where a task brings a label, or in scenario "task" a task, that the learner does not know.
         """
@@ -250,16 +226,16 @@ class Learner:
         without = [task.name for task in tasks if task.test is None]
         if without:
             raise ValueError(f"task {without[0]!r} has no test rows: pass Task(train, test)")
-        with self._timed("evaluate_seconds"):
+        with self.cost.timed("evaluate_seconds"):
             row = [answers.grade(self, task.test, task) for task in tasks if task.test is not None]
         return row[0] if isinstance(stream, Task) else row
 
     def predict(self, x: Any, task: Task | str | None = None) -> list[Any] | Tensor:
-        """The user's own labels: a tensor of ints, a list of strings, lists of labels (multi-label), values (regression)."""
+        """The user's own labels: a tensor of ints, a list of strings, or lists of labels; for regression the values."""
         return answers.labelled(self, *answers.proba(self, x, task))
 
     def predict_proba(self, x: Any, task: Task | str | None = None) -> Tensor:
-        """Probabilities [n, answers]: columns in the order of `classes`, or of the task's classes where a task is given."""
+        """Probabilities [n, answers]: columns in the order of `classes`, or of the task's where one is given."""
         return answers.proba(self, x, task)[0]
 
     @property
@@ -278,25 +254,6 @@ class Learner:
     def columns(self) -> int:
         """How many columns of scores the model knows."""
         return self.labels.columns
-
-    def params(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer trains, by name."""
-        if self._params is None:
-            trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-            self._params = {name: p for name, p in self.model.named_parameters() if id(p) in trained}
-        return self._params
-
-    def lr(self, p: nn.Parameter) -> float:
-        """The learning rate of the parameter's group, now."""
-        return optim.rate(self.optimizer, p)
-
-    def generator(self, name: str, device: str | None = None) -> torch.Generator:
-        """A random generator of the learner's own, in its state."""
-        key = f"{name}@{device or self.device.type}"
-        if key not in self.generators:
-            self.generators[key] = torch.Generator(device or self.device)
-            self.generators[key].manual_seed(seeded(self.seed, name))
-        return self.generators[key]
 
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open task, on the device, their inputs still raw."""
@@ -322,14 +279,6 @@ class Learner:
     def spend(self, forward: int, backward: int = 0) -> None:
         """Notes rows that went through the model outside a step."""
         self.cost.multiply_adds += (forward + 2 * backward) * self._row_cost
-
-    def restart(self, weights: dict[str, Tensor]) -> None:
-        """The model as it was with `weights`, then grown to what it knows now; the optimizer forgets."""
-        structure.restore(self._bare)
-        self.model.load_state_dict(weights)
-        self.model.grow(self.labels.columns, self.generator("growth", "cpu"))  # type: ignore[operator]
-        optim.restart(self.optimizer, self.model)
-        self._params = None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where so set."""
@@ -359,8 +308,8 @@ class Learner:
     ) -> Learner:
         """The learner that `save` wrote, to predict or to learn on, bit for bit.
 
-        A user's own network is passed as it was before its first task (`model`), likewise an own method or optimizer; the error
-        says what is missing. Raises CheckpointError for a file that is damaged, foreign or newer.
+        A user's own network is passed as it was before its first task (`model`), likewise an own method or optimizer;
+        the error says what is missing. Raises CheckpointError for a file that is damaged, foreign or newer.
         """
         tree = checkpoint.read(path, "learner")
         own = state.rebuilt(tree, str(path), model, method, optimizer)
@@ -384,14 +333,13 @@ class Learner:
         for name, classes in opened:
             self.labels.open(name, classes)
         self.labels.to(self.device)
-        self._params = None
 
     # ---- inside ----
 
     def _open(self, task: Task) -> None:
         self._grow(task.name, task.classes)
         self.clock.open(task.name, task.fingerprint)
-        self.inputs = self.inputs or _kinds(task.train)
+        self.inputs = self.inputs or checks.inputs(task.train)
 
     def _grow(self, name: str, classes: Sequence[Label]) -> None:
         before = {id(p) for p in self.model.parameters()}
@@ -399,50 +347,6 @@ class Learner:
         self.model.grow(self.labels.columns, self.generator("growth", "cpu"))  # type: ignore[operator]
         optim.join(self.optimizer, self.model, before)
         self.labels.to(self.device)
-        self._params = None
-
-    def _check(self, task: Task) -> None:
-        """Everything that can be wrong with a task, before anything changes."""
-        if not isinstance(task, Task):
-            raise TypeError(f"learn takes a Task, not a {type(task).__name__}: Task((x, y), test=(x, y))")
-        if self.clock.begun and (task.name, task.fingerprint) != (self.clock.name, self.clock.fingerprint):
-            raise RuntimeError(
-                f"task {self.clock.name!r} stands at epoch {self.clock.epoch}, batch {self.clock.batch}; learn it to the end "
-                f"before {task.name!r}, or call learner.abandon()"
-            )
-        if not task.train.classes:
-            raise ValueError(f"the train rows of task {task.name!r} have no labels; learn needs them")
-        if task.train.dense != self.objective.dense:
-            wanted = "float labels [n, k]" if self.objective.dense else "whole numbers or strings as labels"
-            raise ValueError(f"objective {self.objective.name!r} needs {wanted}, and task {task.name!r} has others")
-        if self.objective.name == "regression" and self.labels.columns and self.settings.scenario == "domain":
-            if len(task.classes) != self.labels.columns:
-                raise ValueError(f"task {task.name!r} has {len(task.classes)} outputs, the learner has {self.labels.columns}")
-        for rows in (task.train, task.test, task.validation):
-            if rows is not None:
-                rows.check()
-        kinds = _kinds(task.train)
-        if self.inputs is not None and kinds != self.inputs:
-            raise ValueError(f"task {task.name!r} has inputs {kinds}, earlier tasks had {self.inputs}; they must agree")
-        try:
-            structure.multiply_adds(self.model, self._one_row(task.train))
-        except Exception as error:
-            raise ValueError(f"the model cannot take the rows of task {task.name!r}, {kinds}: {error}") from error
-
-    def _one_row(self, rows: Rows) -> Columns:
-        return answers.convert(rows.read(torch.zeros(1, dtype=torch.long)), self.device)
-
-    def _without_held_out(self, task: Task) -> Task:
-        """The task as the method sees it; validation rows are held out by the task's fingerprint, the same in every process."""
-        self._held_out = None if task.validation is None else (task.validation, task)
-        share = int(len(task.train) * (self.settings.validation or 0.0))
-        if task.validation is not None or share == 0:
-            return task
-        draws = torch.Generator().manual_seed(seeded(self.seed, "validation", task.fingerprint))
-        order = torch.randperm(len(task.train), generator=draws)
-        self._held_out = (task.train.select(order[:share]), task)
-        kept = order[share:].sort().values
-        return Task(task.train.select(kept), name=task.name, classes=task.classes)
 
     def _mixed(self, rows: Rows, past: dict[str, Any], index: Tensor) -> Batch:
         new, old = index[index < len(rows)], index[index >= len(rows)] - len(rows)
@@ -460,20 +364,9 @@ class Learner:
             self._labelled[id(rows)] = (rows, rows.positions(known) if rows.classes else None)
         return self._labelled[id(rows)][1]
 
-    def _set_rates(self) -> None:
-        if self.schedule.name == "constant" and not self.schedule.warmup:
-            return
+    def _rate_factor(self) -> float:
         step = self.clock.step - (self.clock.begun_at if self.schedule.restart else 0)
-        factor = self.schedule.factor(step, self.settings.epochs * (self.clock.batches or 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
-    def _refuse_nonsense(self) -> None:
-        if not bool(self._finite):
-            raise FloatingPointError(
-                f"the loss became NaN or infinite in task {self.clock.name!r}, by step {self.clock.step}: lower the learning "
-                "rate, or set clip=1.0; the learner is back at its last save point"
-            )
+        return self.schedule.factor(step, self.settings.epochs * (self.clock.batches or 1))
 
     def _save_if_due(self) -> None:
         if self._point is not None and time.monotonic() - self._point.taken >= self.save_every:
@@ -481,11 +374,9 @@ class Learner:
 
     def _commit(self) -> None:
         """A save point, in memory and, with `save_to`, on disk; never of a state that is not finite."""
-        self._refuse_nonsense()
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            self._finite.zero_()
-            self._refuse_nonsense()
-        self._lap()
+        self._finite.note(*self.model.parameters())
+        self._finite.refuse(self.clock)
+        self.cost.lap()
         self._point = state.SavePoint(self)
         if self.save_to is not None:
             checkpoint.write(self.save_to, self._point.tree, "learner")
@@ -499,26 +390,9 @@ class Learner:
             self._point.give_back(self)
             raise
         finally:
-            self._finite.fill_(True)
+            self._finite.reset()
             self._labelled.clear()
             self._point = self._held_out = None
-
-    @contextlib.contextmanager
-    def _timed(self, kind: str) -> Iterator[None]:
-        self._watch = (kind, time.perf_counter())
-        try:
-            yield
-        finally:
-            self._lap()
-            self._watch = None
-
-    def _lap(self) -> None:
-        """Books the time since the last lap."""
-        if self._watch is not None:
-            kind, since = self._watch
-            now = time.perf_counter()
-            setattr(self.cost, kind, getattr(self.cost, kind) + now - since)
-            self._watch = (kind, now)
 
     def _measure_size(self) -> None:
         self.cost.parameter_bytes = checkpoint.tensor_bytes(dict(self.model.state_dict()))
@@ -527,31 +401,3 @@ class Learner:
     def _tell(self, word: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             word(callback)
-
-
-def _cut(order: Tensor, size: int) -> list[Tensor]:
-    """Batches of `size`; a last batch of one row joins the one before it, as batch norm cannot learn from one."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _kinds(rows: Rows) -> dict[str, list[Any]]:
-    """Type and shape of one row's inputs; of named columns only the type and number of dimensions, as they may be padded."""
-    first = rows.read(torch.zeros(1, dtype=torch.long))
-    if isinstance(first, dict):
-        return {name: [str(column.dtype), column.ndim] for name, column in sorted(first.items())}
-    return {"x": [str(first.dtype), *first.shape[1:]]}
-
-
-def _refuse(model: nn.Module, method: Method, settings: Settings) -> None:
-    """What no learner can be made of."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise RuntimeError("Perdure learns in one process for now, and this process group has more: run one process")
-    if not callable(getattr(model, "grow", None)):
-        raise ValueError(f"{type(model).__name__} cannot grow: wrap it, models.adapt(model, head='name of its last layer')")
-    if settings.scenario not in method.scenarios:
-        raise ValueError(f"{method.name} works in scenario {', '.join(method.scenarios)}, not in {settings.scenario!r}")
-    if settings.objective not in method.objectives:
-        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not with {settings.objective!r}")

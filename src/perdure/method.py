@@ -1,4 +1,4 @@
-"""The protocol: nine hooks whose defaults are plain gradient descent, what a host offers them, and how methods compose."""
+"""The protocol: nine hooks whose defaults are plain gradient descent, what a host offers, how methods compose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from perdure.data import Batch, Columns, Rows, Task
+from perdure.data import Batch, Columns, Rows, Task, chunks
 from perdure.objective import Objective
 
 EXCLUSIVE = ("fit", "task_loss", "predict")
@@ -20,8 +20,8 @@ EXCLUSIVE = ("fit", "task_loss", "predict")
 class Clock:
     """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
 
-    `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `batches` the number of
-    batches an epoch where it is known.
+    `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `batches` the
+    number of batches an epoch where it is known.
     """
 
     task: int = 0
@@ -86,7 +86,9 @@ class Host(Protocol):
         """How many columns of scores the model knows; None where that is its owner's affair."""
 
     def column_groups(self, columns: int) -> list[Tensor]:
-        """The first `columns` columns as sets that answer together: all in one, or one set a task with separate heads."""
+        """The first `columns` columns as sets that answer together: all in one, or one set a task with separate
+        heads.
+        """
 
     def balance_key(self, batch: Batch) -> Tensor:
         """A whole number a row that is equal for rows of one label, [n]."""
@@ -104,14 +106,11 @@ class Trainer(Host, Protocol):
     def epoch(self, rows: Rows, past: dict[str, Columns] | None = None) -> None:
         """The rest of this pass over `rows`, and over `past` (columns x, y, task) mixed in, where given."""
 
-    def restart(self, weights: dict[str, Tensor]) -> None:
-        """The model as it was before its first task, with `weights`, then grown to what it knows now; a fresh optimizer."""
 
-
-def sampled(host: Host, rows: Rows, count: int, name: str, chunk: int = 256) -> Iterator[Batch]:
+def sampled(host: Host, rows: Rows, count: int, name: str, chunk: int = 512) -> Iterator[Batch]:
     """`count` random rows of the open task (all of them where there are fewer), ready for the model, in chunks."""
     order = torch.randperm(len(rows), generator=host.generator(name, "cpu"))
-    for index in order[:count].split(chunk):
+    for index in chunks(order[:count], chunk):
         yield host.ready(host.read(rows, index))
 
 
@@ -150,8 +149,8 @@ def memory_fields(holder: Any) -> list[dataclasses.Field[Any]]:
 class Method:
     """One way not to forget. This base class forgets: every hook's default is plain gradient descent.
 
-    A subclass is a dataclass: ordinary fields are settings (they make the constructor, the configuration and the repr), fields
-    made with `memory(...)` are what it learns (they make the checkpoint).
+    A subclass is a dataclass: ordinary fields are settings (they make the constructor, the configuration and the
+    repr), fields made with `memory(...)` are what it learns (they make the checkpoint).
     """
 
     name: ClassVar[str] = ""
@@ -161,11 +160,12 @@ class Method:
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
     objectives: ClassVar[tuple[str, ...]] = ("classification", "multi-label", "regression")
     upper_bound: ClassVar[bool] = False
+    owned = False  # set on the instance once a host has it: memories must not be shared
 
     # Shared hooks: in a composition every part speaks, in order.
 
-    def begin(self, host: Host, task: Task) -> None:
-        """Before the model grows for the task: keep a teacher."""
+    def begin(self, host: Host, task: Task | None) -> None:
+        """Before the model grows for the task: keep a teacher. In somebody else's loop there is no task."""
 
     def replay(self, host: Host, batch: Batch) -> Batch:
         """Adds rows of the past to a batch, whose inputs are still raw."""
@@ -277,7 +277,7 @@ class Compose(Method):
         """Whether any part sees what a continual learner must not."""
         return any(part.upper_bound for part in self.parts)
 
-    def begin(self, host: Host, task: Task) -> None:
+    def begin(self, host: Host, task: Task | None) -> None:
         """Every part, in order."""
         for part in self.parts:
             part.begin(host, task)

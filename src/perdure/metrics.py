@@ -4,11 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+from perdure.callbacks import Callback
+from perdure.data import Task
+from perdure.method import memory
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
 
 Accuracies = Sequence[float | None]
 Matrix = Sequence[Accuracies]  # R[i][j]: accuracy on task j after learning task i; None: not known or not asked
+
+
+@dataclass(eq=False)
+class Record(Callback):
+    """Fills in the accuracy matrix while a learner learns; travels in the learner's state.
+
+    stream    the tasks to evaluate on, all of them, after each one
+    every     steps between evaluations within a task (the stability gap); 0 for none
+    initial   the grades before anything was learnt, where the first task's labels allow an answer
+    accuracy  the matrix so far
+    """
+
+    stream: Sequence[Task]
+    every: int = 0
+    initial: list[float | None] | None = memory(lambda: None)
+    accuracy: list[list[float | None]] = memory(list)
+    trace: list[Evaluation] = memory(list)
+
+    def before_task(self, learner: Learner, task: Task) -> None:
+        """Notes the untrained model's grades."""
+        if self.initial is None:
+            self.initial = learner.evaluate(self.stream)
+
+    def after_step(self, learner: Learner) -> None:
+        """Notes a point of the trace."""
+        if self.every and learner.clock.step % self.every == 0:
+            row = learner.evaluate(self.stream)
+            self.trace.append({"step": learner.clock.step, "task": learner.clock.task, "accuracy": row})
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        """Notes a row of the matrix."""
+        self.accuracy.append(learner.evaluate(self.stream))
 
 
 class Evaluation(TypedDict):

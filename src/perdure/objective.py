@@ -1,9 +1,9 @@
-"""What is learnt: loss, grade and likelihood of classification, multi-label and regression, and the mask of allowed columns.
+"""What is learnt: loss, grade and likelihood of classification, multi-label, regression; the mask of allowed columns.
 
-Everywhere: `scores` [n, C] are a model's raw scores. `batch.columns` says which columns the rows' labels stand for: [n] for
-classification, [n, k] for the dense objectives (one per label column, -1 where a row has none). `batch.allowed` is a boolean
-mask [n, C] of the columns that a row may answer with, or None for all. Only this room applies the mask: models and methods
-see raw scores.
+Everywhere: `scores` [n, C] are a model's raw scores. `batch.columns` says which columns the rows' labels stand for:
+[n] for classification, [n, k] for the dense objectives (one per label column, -1 where a row has none).
+`batch.allowed` is a boolean mask [n, C] of the columns that a row may answer with, or None for all. Only this room
+applies the mask: models and methods see raw scores.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Objective(Protocol):
         """How far scores [n, k] are from a teacher's on the same columns; per row, [n]."""
 
     def probes(self, scores: Tensor, batch: Batch, kind: FisherKind, draws: torch.Generator) -> Iterator[Tensor]:
-        """Vectors v [n, C], gradients of the log-likelihood by the scores, such that Fisher = E sum_v (v^T ds/dtheta)^2."""
+        """Vectors v [n, C], gradients of the log-likelihood: Fisher = E sum_v (v^T ds/dtheta)^2."""
 
     def concerned(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scores with 0 in the columns that do not concern a row."""
@@ -83,12 +83,14 @@ class Classification:
         return _weighted_mean(-(target * scores.log_softmax(1)).sum(1), batch.weight)
 
     def distil(self, scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """T^2 x cross-entropy to the teacher's softened softmax (Hinton et al. 2015): its gradient keeps its size as T grows."""
+        """T^2 x cross-entropy to the teacher's softened softmax (Hinton 2015): the gradient keeps its size as T
+        grows.
+        """
         target = (teacher / temperature).softmax(1)
         return -(target * (scores / temperature).log_softmax(1)).sum(1) * temperature**2
 
     def probes(self, scores: Tensor, batch: Batch, kind: FisherKind, draws: torch.Generator) -> Iterator[Tensor]:
-        """Exact: sqrt(p_c) (e_c - p), every allowed c. Sampled: e_c - p, c drawn from p. Empirical: c is the row's label."""
+        """Exact: sqrt(p_c) (e_c - p), every allowed c. Sampled: e_c - p, c drawn from p. Empirical: c the label."""
         p = _masked(scores, batch.allowed).softmax(1)
         if kind != "exact":
             label = torch.multinomial(p, 1, generator=draws)[:, 0] if kind == "sampled" else _given(batch.columns)
@@ -110,7 +112,7 @@ class Classification:
 
     def tally(self, scores: Tensor, batch: Batch) -> Tensor:
         """[rows answered rightly]."""
-        right = _masked(scores, batch.allowed).argmax(1) == batch.columns
+        right = _masked(scores, batch.allowed).argmax(1).eq(_given(batch.columns))
         return right.sum(dtype=torch.float64)[None]
 
     def grade(self, tally: Tensor, rows: int) -> float:
@@ -120,7 +122,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Any number of labels a row: independent sigmoids, binary cross-entropy, label accuracy; means over the row's labels."""
+    """Any number of labels a row: sigmoids, binary cross-entropy, label accuracy; means over the row's labels."""
 
     name: str = "multi-label"
     dense: bool = True
@@ -139,7 +141,7 @@ class MultiLabel:
         return each.mean(1) * temperature**2
 
     def probes(self, scores: Tensor, batch: Batch, kind: FisherKind, draws: torch.Generator) -> Iterator[Tensor]:
-        """Exact: sqrt(p_k (1 - p_k)) e_k for every label k, as labels are independent. Otherwise y - p, y drawn or given."""
+        """Exact: sqrt(p_k (1 - p_k)) e_k for each label k, as they are independent. Else y - p, y drawn or given."""
         known, target = _dense(scores, batch)
         p = scores.sigmoid()
         if kind == "exact":
@@ -211,7 +213,7 @@ class Regression:
         return torch.cat([errors.sum(0), (target * known).sum(0), (target.square() * known).sum(0)])
 
     def grade(self, tally: Tensor, rows: int) -> float:
-        """R^2 = 1 - squared errors / squared deviations from the mean; a mean over the outputs that vary, 0 where none does."""
+        """R^2 = 1 - squared errors / squared deviations, a mean over the outputs that vary; 0 where none does."""
         errors, total, squares = tally.view(3, -1)
         deviations = squares - total.square() / rows
         varies = deviations > 1e-12 * squares

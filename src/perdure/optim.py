@@ -1,8 +1,7 @@
-"""Optimizers and schedules as settings: made by name, fused where that is possible, saved by parameter names, joined by new parameters."""
+"""Optimizers and schedules as settings: made by name, fused where possible, saved by parameter names."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from perdure.spelling import hint
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -32,8 +33,9 @@ def recorded(spec: Spec) -> dict[str, Any] | None:
 def make(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     """An optimizer of the model's trainable parameters.
 
-    `spec` is "adam" | "adamw" | "sgd", a dict {"name": "sgd", "lr": 0.1, "momentum": 0.9}, a function of the parameters, or an
-    optimizer already made. Raises ValueError for unknown names and settings, and for an optimizer of another model.
+    `spec` is "adam" | "adamw" | "sgd", a dict {"name": "sgd", "lr": 0.1, "momentum": 0.9}, a function of the
+    parameters, or an optimizer already made. Raises ValueError for unknown names and settings, and for an optimizer
+    of another model.
     """
     if isinstance(spec, torch.optim.Optimizer):
         return _of_this_model(spec, model)
@@ -56,11 +58,11 @@ def _checked(named: dict[str, Any]) -> tuple[Callable[..., torch.optim.Optimizer
     settings = dict(named)
     name = settings.pop("name", None)
     if name not in OPTIMIZERS:
-        raise ValueError(f"there is no optimizer {name!r}{_nearest(str(name), OPTIMIZERS)}")
+        raise ValueError(f"there is no optimizer {name!r}{hint(str(name), OPTIMIZERS)}")
     known = [p for p in inspect.signature(OPTIMIZERS[name]).parameters if p not in ("params", "fused", "foreach")]
     for key in settings:
         if key not in known:
-            raise ValueError(f"optimizer {name!r} has no setting {key!r}{_nearest(key, known)}")
+            raise ValueError(f"optimizer {name!r} has no setting {key!r}{hint(key, known)}")
     settings.setdefault("lr", 1e-3)
     if "betas" in settings:
         settings["betas"] = tuple(settings["betas"])
@@ -96,13 +98,10 @@ def join(optimizer: torch.optim.Optimizer, model: nn.Module, before: set[int]) -
     (groups or optimizer.param_groups)[-1]["params"].extend(new)
 
 
-def restart(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """No moments, and the model's parameters as they are now; a group's settings stay."""
-    optimizer.state.clear()
-    own = {id(p) for p in model.parameters()}
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Each group's learning rate: the one it began with, times `factor`."""
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) in own]
-    join(optimizer, model, {id(p) for group in optimizer.param_groups for p in group["params"]})
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def rate(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> float:
@@ -125,7 +124,9 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[s
     """Puts back what `state` gave: groups in their order, moments on their parameters' devices."""
     params = dict(model.named_parameters())
     if len(saved["groups"]) != len(optimizer.param_groups):
-        raise ValueError(f"the state has {len(saved['groups'])} parameter groups, the optimizer {len(optimizer.param_groups)}")
+        raise ValueError(
+            f"the state has {len(saved['groups'])} parameter groups, the optimizer {len(optimizer.param_groups)}"
+        )
     for group, old in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update({k: v for k, v in old.items() if k != "params"})
         group["params"] = [params[name] for name in old["params"]]
@@ -146,9 +147,9 @@ def _placed(key: str, value: Any, p: nn.Parameter, optimizer: torch.optim.Optimi
 class Schedule:
     """The factor on the learning rate, a pure function of the step, so that it has no state.
 
-    "constant"; "linear" and "cosine" fall from 1 to `floor` over a task's steps; "exponential" multiplies by `decay` each step. The
-    first `warmup` steps rise linearly. restart=True counts steps from the beginning of each task, False from the first of all
-    (not for "linear" and "cosine", which would need to know the end of the stream).
+    "constant"; "linear" and "cosine" fall from 1 to `floor` over a task's steps; "exponential" multiplies by `decay`
+    each step. The first `warmup` steps rise linearly. restart=True counts steps from the beginning of each task,
+    False from the first of all (not for "linear" and "cosine", which would need to know the end of the stream).
     """
 
     name: str = "constant"
@@ -161,7 +162,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.name not in self.NAMES:
-            raise ValueError(f"there is no schedule {self.name!r}{_nearest(self.name, self.NAMES)}")
+            raise ValueError(f"there is no schedule {self.name!r}{hint(self.name, self.NAMES)}")
         if not self.restart and self.name in ("linear", "cosine"):
             raise ValueError(f"schedule {self.name!r} ends with the task: it can't go on over tasks (restart=False)")
 
@@ -174,7 +175,7 @@ class Schedule:
         known = list(inspect.signature(Schedule).parameters)
         for key in settings:
             if key not in known:
-                raise ValueError(f"a schedule has no setting {key!r}{_nearest(key, known)}")
+                raise ValueError(f"a schedule has no setting {key!r}{hint(key, known)}")
         return Schedule(**settings)
 
     def settings(self) -> dict[str, Any]:
@@ -190,8 +191,3 @@ class Schedule:
         progress = (step - self.warmup) / max(1, steps - self.warmup)
         fall = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[self.name]
         return fall if self.name == "constant" else self.floor + (1 - self.floor) * max(0.0, fall)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(known)}"

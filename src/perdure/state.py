@@ -35,14 +35,14 @@ def collect(learner: Learner) -> dict[str, Any]:
         "memory": learner.method.state(),
         "stopper": state_of(learner.stopper),
         "callbacks": [[type(c).__name__, c.state()] for c in learner.callbacks if memory_fields(c)],
-        "generators": {name: generator.get_state() for name, generator in learner.generators.items()},
+        "generators": learner.chance(),
         "randomness": randomness(learner.device) if learner.learning else learner.paused_randomness,
         "cost": asdict(learner.cost),
     }
 
 
 def apply(learner: Learner, tree: dict[str, Any]) -> None:
-    """Puts a tree back into a learner whose model has the tree's structure. The tree is not touched and may be used again."""
+    """Puts a tree back into a learner whose model has its structure. The tree is not touched: it may be used again."""
     tree = placed(clone(tree), learner.device)
     learner.clock = Clock(**tree["clock"])
     learner.inputs = tree["inputs"]
@@ -56,11 +56,7 @@ def apply(learner: Learner, tree: dict[str, Any]) -> None:
         if found is not None:
             waiting.remove(found)
             callback.load_state(found[1])
-    learner.generators.clear()
-    for key, saved in tree["generators"].items():
-        name, device = key.rsplit("@", 1)
-        if device in ("cpu", learner.device.type):
-            learner.generator(name, device).set_state(saved.cpu())
+    learner.set_chance(tree["generators"])
     learner.paused_randomness = tree["randomness"]
     vars(learner.cost).update(tree["cost"])
 
@@ -78,7 +74,7 @@ class Rebuilt:
 def rebuilt(
     tree: dict[str, Any], path: str, model: nn.Module | None, method: Method | None, optimizer: optim.Spec | None
 ) -> Rebuilt:
-    """Model, method, optimizer and settings from a state; a user's own are passed in. Raises ValueError for what is missing."""
+    """Model, method, optimizer and settings from a state, or as passed. Raises ValueError for what is missing."""
     settings = dict(tree["settings"])
     named = settings.pop("optimizer")
     missing = [

@@ -12,7 +12,10 @@ Structure = list[tuple[nn.Module, dict[str, Any]]]
 
 def capture(model: nn.Module) -> Structure:
     """Each module's attributes as they are now. Values of tensors are not copied: they are the state's affair."""
-    return [(module, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()}) for module in model.modules()]
+    return [
+        (module, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()})
+        for module in model.modules()
+    ]
 
 
 def restore(structure: Structure) -> None:
@@ -26,4 +29,4 @@ def multiply_adds(model: nn.Module, x: Any) -> int:
     """Multiply-adds of the forward pass of a batch, as torch counts them (matrix products and convolutions)."""
     with FlopCounterMode(display=False) as counter:
         model(x)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

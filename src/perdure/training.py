@@ -1,20 +1,24 @@
-"""What a trainer is set to: every setting of the Learner, checked on construction; early stopping; what the work cost."""
+"""What a trainer is set to: the Learner's settings, checked on construction; early stopping; what the work cost."""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perdure.data import Rows, Task, chunks
 from perdure.labels import SCENARIOS
-from perdure.method import memory
+from perdure.method import Clock, memory
 from perdure.objective import OBJECTIVES, Objective
 from perdure.optim import Schedule
+from perdure.seeds import seeded
+from perdure.spelling import one_of
 
 PRECISIONS = ("fp32", "bf16")
 HEADS = ("separate", "shared")
@@ -39,10 +43,10 @@ class Settings:
     optimizer: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
-        _one_of("scenario", self.scenario, SCENARIOS)
-        _one_of("objective", self.objective, OBJECTIVES)
-        _one_of("heads", self.heads, HEADS)
-        _one_of("precision", self.precision, PRECISIONS)
+        one_of("scenario", self.scenario, SCENARIOS)
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("heads", self.heads, HEADS)
+        one_of("precision", self.precision, PRECISIONS)
         for name in ("epochs", "batch_size", "accumulate"):
             _at_least(name, getattr(self, name), 1)
         if self.patience is not None:
@@ -65,14 +69,6 @@ class Settings:
         return OBJECTIVES[self.objective]
 
 
-def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    known = list(choices)
-    if value not in known:
-        close = difflib.get_close_matches(str(value), known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}{hint}")
-
-
 def _at_least(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}")
@@ -80,7 +76,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 @dataclass(eq=False)
 class Stopper:
-    """Early stopping: after `patience` epochs without a better validation grade; then the best weights come back."""
+    """Early stopping: after `patience` epochs without a better validation grade; the best weights come back."""
 
     patience: int | None
     best: float = memory(lambda: -math.inf)
@@ -111,9 +107,58 @@ class Stopper:
         self.best, self.waited, self.weights, self.grades = -math.inf, 0, {}, []
 
 
+def hold_out(task: Task, share: float | None, seed: int) -> tuple[Task, tuple[Rows, Task] | None]:
+    """The task as the method sees it, and the rows to grade it on after each epoch, if any.
+
+    Which rows are held out depends on the seed and the task's fingerprint only: the same in every process.
+    """
+    if task.validation is not None:
+        return task, (task.validation, task)
+    count = int(len(task.train) * (share or 0.0))
+    if count == 0:
+        return task, None
+    draws = torch.Generator().manual_seed(seeded(seed, "validation", task.fingerprint))
+    order = torch.randperm(len(task.train), generator=draws)
+    kept = Task(task.train.select(order[count:].sort().values), name=task.name, classes=task.classes)
+    return kept, (task.train.select(order[:count]), task)
+
+
+def batches_of(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of `size`; a last batch of one row joins the one before it, as batch norm cannot learn from one."""
+    batches = chunks(order, size)
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+class Finite:
+    """Whether everything so far was finite: a flag on the device, so that noting costs no wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._flag = torch.ones((), dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def note(self, *tensors: Tensor) -> None:
+        """Looks at some tensors."""
+        for tensor in tensors:
+            self._flag.logical_and_(tensor.isfinite().all())
+
+    def refuse(self, clock: Clock) -> None:
+        """Raises FloatingPointError if anything was not finite; waits for the device."""
+        if not bool(self._flag):
+            raise FloatingPointError(
+                f"the loss became NaN or infinite in task {clock.name!r}, by step {clock.step}: lower the learning "
+                "rate, or set clip=1.0; the learner is back at its last save point"
+            )
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._flag.fill_(True)
+
+
 @dataclass
 class Cost:
-    """What the work so far took. Seconds are wall time over all pieces; multiply-adds count a backward pass as two forward ones."""
+    """What the work so far took, over all its pieces: wall seconds; a backward pass counts as two forward ones."""
 
     train_seconds: float = 0.0
     consolidate_seconds: float = 0.0
@@ -121,3 +166,25 @@ class Cost:
     multiply_adds: int = 0
     parameter_bytes: int = 0
     memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._watch: tuple[str, float] | None = None
+
+    @contextlib.contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Books the time inside to a kind of seconds; the kind around it, if any, waits."""
+        self.lap()
+        around, self._watch = self._watch, (kind, time.perf_counter())
+        try:
+            yield
+        finally:
+            self.lap()
+            self._watch = None if around is None else (around[0], time.perf_counter())
+
+    def lap(self) -> None:
+        """Books the time since the last lap, so that a save point has it."""
+        if self._watch is not None:
+            kind, since = self._watch
+            now = time.perf_counter()
+            setattr(self, kind, getattr(self, kind) + now - since)
+            self._watch = (kind, now)

@@ -1,4 +1,4 @@
-"""The report in a real headless Chromium: nothing fetched, nothing overflowing, readable in light, dark and on a phone."""
+"""The report in a real Chromium: nothing fetched, nothing overflowing, readable in light, dark and on a phone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,13 @@ pytestmark = pytest.mark.browser
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-).split()
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 PICTURES = Path(__file__).parents[2] / "build" / "screenshots"
 HOSTILE = """<b onclick="x('&')">"""
 
@@ -44,10 +49,12 @@ LOWEST_CONTRAST = """selector => {
 
 # Pairs of names in one chart whose drawn boxes overlap by more than a hair.
 TOUCHING = """() => [...document.querySelectorAll('svg.chart')].flatMap(chart => {
-  const names = [...chart.querySelectorAll('text.name[text-anchor=start]')].map(node => [node.textContent, node.getBBox()])
+  const names = [...chart.querySelectorAll('text.name[text-anchor=start]')]
+    .map(node => [node.textContent, node.getBBox()])
+  const across = (a, b) => a.x + 1 < b.x + b.width && b.x + 1 < a.x + a.width
+  const along = (a, b) => a.y + 3 < b.y + b.height && b.y + 3 < a.y + a.height
   return names.flatMap(([one, a], i) => names.slice(i + 1)
-    .filter(([_, b]) => a.x + 1 < b.x + b.width && b.x + 1 < a.x + a.width && a.y + 3 < b.y + b.height && b.y + 3 < a.y + a.height)
-    .map(([other]) => `${one} / ${other}`))
+    .filter(([_, b]) => across(a, b) && along(a, b)).map(([other]) => `${one} / ${other}`))
 })"""
 
 
@@ -73,7 +80,7 @@ def browser() -> Iterator[Any]:
     if not CHROMIUM.exists():
         pytest.skip("no Chromium; install Debian's with: apt-get install chromium fonts-inter")
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
         yield found
         found.close()
 
@@ -142,9 +149,10 @@ def test_dark_mode_is_dark_and_print_is_light(browser: Any, files: dict[str, Pat
     page.close()
 
 
+@pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("case", CASES)
-def test_names_in_charts_do_not_touch(browser: Any, files: dict[str, Path], case: str) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
+def test_names_in_charts_do_not_touch(browser: Any, files: dict[str, Path], case: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(files[case].as_uri())
     assert page.evaluate(TOUCHING) == []
     page.close()
@@ -163,7 +171,7 @@ def test_names_in_charts_do_not_touch(browser: Any, files: dict[str, Path], case
 def test_pictures_are_taken(
     browser: Any, files: dict[str, Path], name: str, width: int, scheme: str, whole: bool
 ) -> None:
-    size = {"width": width, "height": 1180 if not whole else 800}
+    size = {"width": width, "height": 1480 if not whole else 800}
     page = browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=1 if whole and width > 600 else 2)
     page.goto(files["five"].as_uri())
     PICTURES.mkdir(parents=True, exist_ok=True)

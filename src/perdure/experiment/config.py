@@ -255,13 +255,17 @@ def _training(training: Training, problems: list[Problem]) -> Training:
     attempts: dict[str, Callable[[], object]] = {
         "optimizer": lambda: optim.make(optimizer, nn.Linear(1, 1)),
         "schedule": lambda: optim.Schedule.of(training.schedule),
-        "device": lambda: training.device == "auto" or torch.empty(0, device=training.device),
     }
     for name, attempt in attempts.items():
         try:
             attempt()
-        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            problems.append(Problem(f"training.{name}", str(error).partition("\n")[0]))
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(f"training.{name}", str(error)))
+    try:
+        torch.empty(0, device="cpu" if training.device == "auto" else training.device)
+    except (RuntimeError, AssertionError):  # torch says so at length, in either
+        message = f"there is no {training.device!r} here; take auto, cpu, or cuda where there is one"
+        problems.append(Problem("training.device", message))
     if training.patience is not None and training.validation is None:
         problems.append(Problem("training.patience", "needs rows to judge by; add training.validation = 0.1"))
     return training.model_copy(update={"optimizer": optimizer})

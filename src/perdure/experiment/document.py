@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def put(document: dict[str, Any], override: str) -> Problem | None:
     place = f"--set {override}"
     if not sign or not _KEY.fullmatch(key):
         return Problem(place, "expected key=value, with a key like training.epochs or methods[1].strength")
-    *parents, last = [int(part) if part.isdigit() else part for part in re.findall(r"[\w-]+", key)]
+    parts = [int(part) if part.isdigit() else part for part in re.findall(r"[\w-]+", key)]
     here: Any = document
-    for part, following in zip(parents, [*parents[1:], last], strict=True):
+    for part, following in pairwise(parts):
         if isinstance(here, dict) and isinstance(part, str):
             here.setdefault(part, {})
         elif not _inside(here, part):
@@ -41,9 +42,9 @@ def put(document: dict[str, Any], override: str) -> Problem | None:
         if isinstance(here[part], str) and isinstance(following, str):
             here[part] = {"name": here[part]}  # "ewc" is short for { name = "ewc" }
         here = here[part]
-    if not _inside(here, last):
-        return Problem(place, _nowhere(here, last))
-    here[last] = _value(text)
+    if not _inside(here, parts[-1]):
+        return Problem(place, _nowhere(here, parts[-1]))
+    here[parts[-1]] = _value(text)
     return None
 
 
@@ -62,5 +63,5 @@ def _inside(here: Any, part: str | int) -> bool:
 
 def _nowhere(here: Any, part: str | int) -> str:
     if isinstance(here, list):
-        return f"{part!r} is no entry of a list of {len(here)}; its entries are [0] to [{len(here) - 1}]"
+        return f"{part!r} is no entry of a list of {len(here)}; count from [0]"
     return f"{part!r} has no place inside {here!r}"

@@ -47,14 +47,15 @@ class Folder:
         """Where a cell's learner lies."""
         return self.path / "cells" / cell / "state.perdure"
 
-    def claim(self, document: Mapping[str, Any], machine: MachinePart, fresh: bool) -> str:
+    def claim(self, experiment: Mapping[str, Any], machine: MachinePart, fresh: bool) -> str:
         """Takes the folder for an experiment, new or the same as before; gives the time when it began.
 
-        Raises FolderError when another experiment was begun there, unless `fresh`, which removes its cells and results.
+        `experiment` is all that makes it this one and no other. Raises FolderError when another was begun there, unless
+        `fresh`, which removes its cells and results.
         """
         if self.config.exists() and not fresh:
             begun = self._begun()
-            other = differences(begun.get("config", {}), document)
+            other = differences(begun.get("config", {}), experiment)
             if other:
                 raise FolderError(
                     f"{self.path} was begun with other settings: {'; '.join(other)}. "
@@ -66,7 +67,12 @@ class Folder:
             state.parent.rmdir()
         self.results.unlink(missing_ok=True)
         started = now()
-        content = {"perdure": perdure.__version__, "started": started, "machine": machine.model_dump(), "config": document}
+        content = {
+            "perdure": perdure.__version__,
+            "started": started,
+            "machine": machine.model_dump(),
+            "config": experiment,
+        }
         replace_file(self.config, f"{json.dumps(content, indent=1)}\n".encode())
         return started
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from perdure.checkpoint import replace_file
 from perdure.experiment.settings import RequestError
 
 SCHEMA = 1
@@ -127,8 +128,6 @@ class Results(_Part):
 
     def write(self, path: Path) -> None:
         """The file, whole or not at all."""
-        from perdure.checkpoint import replace_file  # torch comes with it; reading does without
-
         text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
         replace_file(path, f"{text}\n".encode())
 

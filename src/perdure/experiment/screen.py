@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
@@ -67,7 +68,8 @@ class Screen:
         self.bar: Progress | None = None
         if console.is_terminal:
             words = TextColumn("{task.fields[left]}  {task.description}")
-            self.bar = Progress(BarColumn(), TaskProgressColumn(), words, console=console, transient=True)
+            columns = (BarColumn(), TaskProgressColumn(), words)
+            self.bar = Progress(*columns, console=console, transient=True, auto_refresh=False)
             self.line = self.bar.add_task("", total=1.0, left="")
 
     def __enter__(self) -> "Screen":
@@ -126,7 +128,7 @@ class Screen:
         words += [f"loss {loss:.3f}"] if loss is not None else []
         words += [f"accuracy {percent_of(self.accuracy)}"] if self.accuracy is not None else []
         left = duration(self.forecast.seconds_left)
-        self.bar.update(self.line, completed=self.forecast.share, description="  ".join(words), left=left)
+        self.bar.update(self.line, completed=self.forecast.share, description="  ".join(words), left=left, refresh=True)
 
 
 def percent_of(share: float | None) -> str:
@@ -148,12 +150,15 @@ def table(results: Results) -> list[Table]:
     found = lines(results)
     tables = []
     for scenario in dict.fromkeys(line.scenario for line in found):
-        here = Table(title=f"scenario: {scenario} (per cent, mean ± 95 % interval over seeds)", title_justify="left")
+        members = [line for line in found if line.scenario == scenario]
+        title = f"scenario {scenario}: per cent, mean ± 95 % interval over seeds"
+        caption = "* upper bound, sees all" if any(line.upper_bound for line in members) else None
+        here = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
         here.add_column("method")
         for head in (*SHARES.values(), *SECONDS.values(), "memory MB"):
             here.add_column(head, justify="right")
-        for line in (line for line in found if line.scenario == scenario):
-            name = f"{line.method} (upper bound)" if line.upper_bound else line.method
+        for line in members:
+            name = f"{line.method} *" if line.upper_bound else line.method
             shares = [percent(line.means.get(key)) for key in SHARES]
             times = [seconds(line.means.get(key)) for key in SECONDS]
             here.add_row(name, *shares, *times, megabytes(line.means.get("memory_bytes")))

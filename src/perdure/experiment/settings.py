@@ -14,6 +14,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 Checked = TypeVar("Checked", bound=BaseModel)
 CHECKED = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+# What pydantic says, and what we say.
+PLAIN = {
+    "Input should be ": "",
+    "Value error, ": "",
+    "a valid string": "a string",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "a valid tuple": "a list",
+    "an object": "a table",
+    "greater than or equal to": "a number of at least",
+    "greater than": "a number above",
+    "less than": "a number below",
+    "Path does not point to a": "the path of a",
+    "String should match pattern": "text that matches",
+    "Tuple should have at least 1 item after validation, not 0": "at least one entry",
+}
 
 
 class RequestError(ValueError):
@@ -56,7 +74,7 @@ class Setting:
 
 def of_callable(function: Callable[..., object], leave_out: Collection[str] = ()) -> tuple[Setting, ...]:
     """The settings of a builder: the parameters of its signature."""
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     return tuple(
         Setting(name, hints[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
@@ -66,7 +84,7 @@ def of_callable(function: Callable[..., object], leave_out: Collection[str] = ()
 
 def of_fields(owner: type, fields: Iterable[dataclasses.Field[Any]]) -> tuple[Setting, ...]:
     """The settings of a dataclass: the given fields of it."""
-    hints = get_type_hints(owner)
+    hints = get_type_hints(owner, include_extras=True)
     return tuple(Setting(field.name, hints[field.name], _default(field)) for field in fields)
 
 
@@ -117,6 +135,8 @@ def validate(
     except ValidationError as error:
         found: dict[str, Problem] = {}
         for item in error.errors():
+            if item["type"] == "too_short" and any(other["loc"][:-1] == item["loc"] for other in error.errors()):
+                continue  # too short only because its one entry is wrong, and that is said
             problem = _explain(dict(item), values, place, owner, model)
             earlier = found.get(problem.place)
             # The branches of `int | str` speak one after the other about one value.
@@ -144,11 +164,12 @@ def _explain(
         where = join(where, part)
         fields = _inner(fields, part)
         value = value[part] if inside else None
+    *above, last = item["loc"]
     if item["type"] == "extra_forbidden":
-        return Problem(where, unknown(f"{owner} setting", item["loc"][-1], known))
+        return Problem(where, unknown(f"{above[-1] if above else owner} setting", last, known))
     if item["type"] == "missing":
-        return Problem(where, f"{owner} needs it; add {item['loc'][-1]} = ...")
-    message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        return Problem(where, f"{owner} needs it; add {last} = ...")
+    message = re.sub("|".join(PLAIN), lambda found: PLAIN[found[0]], item["msg"])
     choices = re.findall(r"'([^']*)'", item["msg"]) if item["type"] == "literal_error" else []
     hint = nearest(str(value), choices)
     return Problem(where, f"expected {message}, found {value!r}" + (f".{hint}" if hint else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from perdure.methods.joint import Joint
 from perdure.methods.lwf import LwF
 from perdure.methods.mas import MAS
 from perdure.methods.replay import Replay
+from perdure.spelling import hint
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Finetune, Joint, EWC, MAS, LwF, Replay)}
 
@@ -27,18 +27,26 @@ def build(settings: Mapping[str, Any]) -> Method:
         return Compose([build(part) for part in settings["parts"]])
     name = settings.get("name", "")
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}{_nearest(name, METHODS)}")
+        raise ValueError(f"there is no method {name!r}{hint(name, METHODS)}")
     given = {key: value for key, value in settings.items() if key != "name"}
     known = [f.name for f in METHODS[name].fields()]
     for key in given:
         if key not in known:
-            raise ValueError(f"method {name!r} has no setting {key!r}{_nearest(key, known)}")
+            raise ValueError(f"method {name!r} has no setting {key!r}{hint(key, known)}")
     return METHODS[name](**given)
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(known)}"
-
-
-__all__ = ["EWC", "MAS", "METHODS", "Attached", "Compose", "Finetune", "Joint", "LwF", "Method", "Replay", "attach", "build"]
+__all__ = [
+    "EWC",
+    "MAS",
+    "METHODS",
+    "Attached",
+    "Compose",
+    "Finetune",
+    "Joint",
+    "LwF",
+    "Method",
+    "Replay",
+    "attach",
+    "build",
+]

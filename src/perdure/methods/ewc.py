@@ -12,6 +12,7 @@ from perdure.data import Batch, Task
 from perdure.method import Host, memory
 from perdure.methods.quadratic import Quadratic, Weights, pull, summed, value, weights
 from perdure.objective import FisherKind
+from perdure.spelling import one_of
 
 
 @dataclass(eq=False)
@@ -25,8 +26,9 @@ class EWC(Quadratic):
     anchor="mean"    the sum of all tasks' quadratics, exactly, as one about their precision-weighted mean (Huszar 2018)
     anchor="each"    the same sum with every task kept apart: memory grows with the tasks; the oracle of "mean"
 
-    fisher="exact" sums over all answers (a backward each), "sampled" draws one from the model, "empirical" takes the label.
-    Use it where no old row may be kept and the task is revealed; in class-incremental learning it forgets like fine-tuning.
+    fisher="exact" sums over all answers (a backward each), "sampled" draws one from the model, "empirical" takes the
+    label. Use it where no old row may be kept and the task is revealed; in class-incremental learning it forgets like
+    fine-tuning.
     """
 
     name: ClassVar[str] = "ewc"
@@ -37,6 +39,11 @@ class EWC(Quadratic):
     anchor: Literal["latest", "mean", "each"] = "latest"
     fisher: FisherKind = "exact"
     tasks: list[tuple[Weights, Weights]] = memory(list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("anchor", self.anchor, ("latest", "mean", "each"))
+        one_of("fisher", self.fisher, ("exact", "sampled", "empirical"))
 
     def measure(self, host: Host, task: Task) -> Weights:
         """The Fisher diagonal over `rows` random rows of the task."""

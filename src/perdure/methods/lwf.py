@@ -18,9 +18,9 @@ from perdure.models import evaluating
 class LwF(Method):
     """Learning without forgetting (Li & Hoiem 2016).
 
-    loss + strength * sum_g T^2 H(softmax(t_g / T), softmax(s_g / T)), a mean over the rows: H is the cross-entropy, s the scores,
-    t those of the teacher (the model before the task, in eval mode, on the same inputs), g the known columns: one group, or one a
-    task with separate heads. Multi-label and regression use their own distance.
+    loss + strength * sum_g T^2 H(softmax(t_g / T), softmax(s_g / T)), a mean over the rows: H is the cross-entropy, s
+    the scores, t those of the teacher (the model before the task, in eval mode, on the same inputs), g the known
+    columns: one group, or one a task with separate heads. Multi-label and regression use their own distance.
 
     Needs no old row and no labels of old classes. Use it where the new inputs look like the old ones.
     """
@@ -41,7 +41,7 @@ class LwF(Method):
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
-    def begin(self, host: Host, task: Task) -> None:
+    def begin(self, host: Host, task: Task | None) -> None:
         """Keeps the model as it is, if it knows anything."""
         if not host.columns:
             return

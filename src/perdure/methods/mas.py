@@ -14,9 +14,9 @@ from perdure.methods.quadratic import Quadratic, Weights
 class MAS(Quadratic):
     """Memory aware synapses (Aljundi et al. 2018).
 
-    loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, Omega_i = E_x |d ||s(x)||^2 / d theta_i|, where s are the raw
-    scores of the classes that concern the row (the paper's lambda is strength / 2). Omega sums over the tasks; theta* are the
-    latest weights. The absolute value is taken per example, before the mean.
+    loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, Omega_i = E_x |d ||s(x)||^2 / d theta_i|, where s are
+    the raw scores of the classes that concern the row (the paper's lambda is strength / 2). Omega sums over the
+    tasks; theta* are the latest weights. The absolute value is taken per example, before the mean.
 
     Use it like EWC; also where the rows to consolidate on have no labels.
     """

@@ -21,9 +21,10 @@ Weights = dict[str, Tensor]
 class Quadratic(Method):
     """loss + strength / 2 * sum importance * (theta - centre)^2, its gradient added in `project`.
 
-    `importance` and `centre` have the parameters' names and shapes. `normalise` divides each task's importances by their mean,
-    which gives `strength` one scale for all models and streams (see docs/strength.md); without it they are as measured.
-    Cost: three passes over the parameters a step, whatever the number of tasks. Memory: two tensors a parameter.
+    `importance` and `centre` have the parameters' names and shapes. `normalise` divides each task's importances by
+    their mean, which gives `strength` one scale for all models and streams (see docs/strength.md); without it they
+    are as measured. Cost: three passes over the parameters a step, whatever the number of tasks. Memory: two tensors
+    a parameter.
     """
 
     strength: float = 1.0
@@ -37,7 +38,9 @@ class Quadratic(Method):
         if not self.strength >= 0:
             raise ValueError(f"strength is {self.strength}; it must be 0 or more")
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)")
+            raise ValueError(
+                f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)"
+            )
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; importances need at least one row")
 
@@ -45,7 +48,9 @@ class Quadratic(Method):
         """The importance of each parameter for the task just learnt."""
         raise NotImplementedError
 
-    def importances(self, host: Host, task: Task, kind: Kind, probes: Callable[[Tensor, Batch], Iterator[Tensor]]) -> Weights:
+    def importances(
+        self, host: Host, task: Task, kind: Kind, probes: Callable[[Tensor, Batch], Iterator[Tensor]]
+    ) -> Weights:
         """`importance.diagonal` over `rows` random rows of the task."""
 
         def counted(scores: Tensor, batch: Batch) -> Iterator[Tensor]:
@@ -60,7 +65,7 @@ class Quadratic(Method):
 
         return diagonal(host.model, chunks(), kind=kind, names=host.params())
 
-    def begin(self, host: Host, task: Task) -> None:
+    def begin(self, host: Host, task: Task | None) -> None:
         """Where a parameter has grown (a head in somebody else's loop), what is new has no importance."""
         for name, p in host.params().items():
             if name in self.importance:
@@ -92,7 +97,11 @@ class Quadratic(Method):
 def summed(old: Weights, new: Weights, decay: float) -> Weights:
     """decay * old + new, for every name in either."""
     kept = {name: decay * value for name, value in old.items()}
-    return {name: kept[name] + new[name] if name in kept and name in new else either[name] for either in (kept, new) for name in either}
+    return {
+        name: kept[name] + new[name] if name in kept and name in new else either[name]
+        for either in (kept, new)
+        for name in either
+    }
 
 
 def weights(host: Host) -> Weights:
@@ -104,13 +113,15 @@ def weights(host: Host) -> Weights:
 def pull(host: Host, strength: float, importance: Weights, centre: Weights) -> None:
     """Adds the gradient of the penalty to `p.grad`.
 
-    Under SGD a curvature above 1 / lr makes a step overshoot its centre, and above 2 / lr diverge: there it is capped at 1 / lr.
+    Under SGD a curvature above 1 / lr makes a step overshoot its centre, and above 2 / lr diverge: there it is capped
+    at 1 / lr.
     """
     live = [(p, p.grad, name) for name, p in host.params().items() if name in importance and p.grad is not None]
     if not live or strength == 0:
         return
-    params, grads = [p for p, _, _ in live], [grad for _, grad, _ in live]
-    distance = torch._foreach_sub(params, [centre[name] for _, _, name in live])
+    params = [p for p, _, _ in live]
+    grads = [grad for _, grad, _ in live]
+    distance = torch._foreach_sub(list[Tensor](params), [centre[name] for _, _, name in live])
     curvature = [importance[name] for _, _, name in live]
     if not isinstance(host.optimizer, torch.optim.SGD):
         torch._foreach_addcmul_(grads, curvature, distance, value=strength)
@@ -131,6 +142,8 @@ def _widened(old: Tensor, p: Tensor) -> Tensor:
     if old.shape == p.shape:
         return old
     if old.ndim != p.ndim or any(a > b for a, b in zip(old.shape, p.shape, strict=True)):
-        raise ValueError(f"a parameter of shape {list(old.shape)} now has shape {list(p.shape)}: it may grow, not shrink")
+        raise ValueError(
+            f"a parameter of shape {list(old.shape)} now has shape {list(p.shape)}: it may grow, not shrink"
+        )
     gaps = [(0, b - a) for a, b in zip(old.shape, p.shape, strict=True)]
     return F.pad(old, [size for gap in reversed(gaps) for size in gap])

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from perdure.data import Batch, Task
+from perdure.data import Batch, Task, chunks
 from perdure.memory import ClassBalanced, Memory, Reservoir, Ring
 from perdure.method import Host, Method, memory
+from perdure.spelling import one_of
 
 POLICIES: dict[str, type[Memory]] = {"reservoir": Reservoir, "balanced": ClassBalanced, "ring": Ring}
+
+
+def rows_from(columns: dict[str, Any]) -> Batch:
+    """Stored columns as a batch."""
+    return Batch(x=columns["x"], y=columns["y"], task=columns["task"])
 
 
 @dataclass(eq=False)
 class Replay(Method):
     """Experience replay (Ratcliff 1990; Chaudhry et al. 2019, "tiny episodic memories").
 
-    Each batch of n rows is joined by `rows` stored ones (default n), all weighted alike. Rows are stored raw, offered once each
-    (in a task's first epoch), and augmented when drawn. policy="reservoir" keeps a uniform sample of all rows seen (Vitter 1985),
-    "balanced" as many rows of each class, "ring" the newest rows of each class. `capacity` is a number of rows or "10 MB".
+    Each batch of n rows is joined by `rows` stored ones (default n), all weighted alike. Rows are stored raw, offered
+    once each (in a task's first epoch), and augmented when drawn. policy="reservoir" keeps a uniform sample of all
+    rows seen (Vitter 1985), "balanced" as many rows of each class, "ring" the newest rows of each class. `capacity`
+    is a number of rows or "10 MB".
 
     The best place to start wherever old rows may be kept.
     """
@@ -37,14 +44,13 @@ class Replay(Method):
     past: bool = memory(bool)
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy is {self.policy!r}; choose one of {', '.join(POLICIES)}")
+        one_of("policy", self.policy, POLICIES)
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows is {self.rows}; replay at least one row a batch, or None for as many as are new")
         self.store = POLICIES[self.policy](self.capacity)
         self.offered: Batch | None = None
 
-    def begin(self, host: Host, task: Task) -> None:
+    def begin(self, host: Host, task: Task | None) -> None:
         """The first task of all: draw from the host's seed."""
         if self.store.seen == 0:
             self.store = POLICIES[self.policy](self.capacity, seed=host.seed)
@@ -54,8 +60,7 @@ class Replay(Method):
         self.offered = batch if batch.origin is None else batch.select(batch.fresh)
         if not self.past or len(self.store) == 0:
             return batch
-        drawn = self.store.draw(self.rows or len(batch))
-        past = Batch(x=drawn["x"], y=drawn["y"], task=drawn["task"])
+        past = rows_from(self.store.draw(self.rows or len(batch)))
         part = 1 if batch.origin is None else int(batch.origin.max()) + 1
         past.origin = torch.full_like(past.task, part)
         return Batch.cat([batch, past])
@@ -69,7 +74,7 @@ class Replay(Method):
     def end(self, host: Host, task: Task) -> None:
         """From now on there is a past. Consolidation without training offers the rows here."""
         if host.clock.step == host.clock.begun_at:
-            for index in torch.arange(len(task.train)).split(1024):
+            for index in chunks(torch.arange(len(task.train)), 1024):
                 self._offer(host, host.read(task.train, index))
         self.past = True
 

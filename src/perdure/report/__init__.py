@@ -37,7 +37,7 @@ def render(results: dict[str, Any]) -> str:
             machine=results["measured"]["machine"],
             scenarios=groups,
             seeds=sorted({cell["seed"] for cell in results["cells"]}),
-            methods=list(dict.fromkeys(cell["title"] for cell in results["cells"])),
+            titles=view.titles(results),
             stopped=[cell for cell in results["cells"] if not cell["complete"]],
             settings=_settings(groups),
             config=json.dumps(results["config"], indent=2, ensure_ascii=False),

@@ -127,7 +127,7 @@ class Scenario:
 
 def scenarios(results: dict[str, Any]) -> list[Scenario]:
     """Group the cells; a method keeps its colour in every scenario."""
-    methods = list(dict.fromkeys(cell["method"] for cell in results["cells"]))
+    names = titles(results)
     measured = {_key(cell): cell for cell in results["measured"]["cells"]}
     cells = [
         {**cell, "numbers": {**cell, **measured.get(_key(cell), {}), **(cell["metrics"] or {})}}
@@ -136,10 +136,17 @@ def scenarios(results: dict[str, Any]) -> list[Scenario]:
     found = []
     for name in dict.fromkeys(cell["scenario"] for cell in cells):
         here = [cell for cell in cells if cell["scenario"] == name]
-        entries = [_entry(method, number, here) for number, method in enumerate(methods)]
+        entries = [_entry(method, names[method], number, here) for number, method in enumerate(names)]
         title, explanation = SCENARIOS.get(name, (name, ""))
         found.append(Scenario(name, title, explanation, tuple(sorted(filter(None, entries), key=_order))))
     return found
+
+
+def titles(results: dict[str, Any]) -> dict[str, str]:
+    """The title of every method, with its label where two methods share one: "Replay (replay-500)"."""
+    found = {cell["method"]: cell["title"] for cell in results["cells"]}
+    shared = list(found.values())
+    return {label: f"{title} ({label})" if shared.count(title) > 1 else title for label, title in found.items()}
 
 
 def floor_of(values: Iterable[float | None]) -> float:
@@ -175,14 +182,14 @@ def told_apart(left: Entry, right: Entry, name: str) -> bool:
     return gap is not None and gap.half is not None and abs(gap.mean) > gap.half
 
 
-def _entry(method: str, number: int, cells: Sequence[Cell]) -> Entry | None:
+def _entry(method: str, title: str, number: int, cells: Sequence[Cell]) -> Entry | None:
     own = [cell for cell in cells if cell["method"] == method]
     if not own:
         return None
     upper_bound = bool(own[0]["upper_bound"])
     style = "bound" if upper_bound else f"m{number % 8}" + (" again" if number >= 8 else "")
     finished, stopped = (tuple(cell for cell in own if bool(cell["complete"]) is done) for done in (True, False))
-    return Entry(method, own[0]["title"], style, upper_bound, finished, stopped)
+    return Entry(method, title, style, upper_bound, finished, stopped)
 
 
 def _order(entry: Entry) -> tuple[bool, bool, float]:

@@ -1,0 +1,81 @@
+"""What a learner refuses, with a sentence, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from perdure import answers, structure
+from perdure.data import Columns, Rows, Task
+from perdure.method import Method
+from perdure.training import Settings
+
+if TYPE_CHECKING:
+    from perdure.learner import Learner
+
+
+def parts(model: nn.Module, method: Method, settings: Settings) -> None:
+    """A model, a method and settings of which no learner can be made."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise RuntimeError("Perdure learns in one process for now, and this process group has more: run one process")
+    if not callable(getattr(model, "grow", None)):
+        raise ValueError(
+            f"{type(model).__name__} cannot grow: wrap it, models.adapt(model, head='name of its last layer')"
+        )
+    if settings.scenario not in method.scenarios:
+        raise ValueError(f"{method.name} works in scenario {', '.join(method.scenarios)}, not {settings.scenario!r}")
+    if settings.objective not in method.objectives:
+        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {settings.objective!r}")
+    if method.owned:
+        raise ValueError(f"this {method.name} belongs to another learner already: make a new one")
+
+
+def task(learner: Learner, task: Task) -> None:
+    """Everything that can be wrong with a task, before anything changes."""
+    if not isinstance(task, Task):
+        raise TypeError(f"learn takes a Task, not a {type(task).__name__}: Task((x, y), test=(x, y))")
+    clock = learner.clock
+    if clock.begun and (task.name, task.fingerprint) != (clock.name, clock.fingerprint):
+        raise RuntimeError(
+            f"task {clock.name!r} stands at epoch {clock.epoch}, batch {clock.batch}; learn it to the end before "
+            f"{task.name!r}, or call learner.abandon()"
+        )
+    _labels(learner, task)
+    for rows in (task.train, task.test, task.validation):
+        if rows is not None:
+            rows.check()
+    found = inputs(task.train)
+    if learner.inputs is not None and found != learner.inputs:
+        raise ValueError(f"task {task.name!r} has inputs {found}, earlier tasks had {learner.inputs}; they must agree")
+    try:
+        structure.multiply_adds(learner.model, one_row(learner, task.train))
+    except Exception as error:
+        raise ValueError(f"the model cannot take the rows of task {task.name!r}, {found}: {error}") from error
+
+
+def _labels(learner: Learner, task: Task) -> None:
+    objective, columns = learner.objective, learner.labels.columns
+    if not task.train.classes:
+        raise ValueError(f"the train rows of task {task.name!r} have no labels; learn needs them")
+    if task.train.dense != objective.dense:
+        wanted = "float labels [n, k]" if objective.dense else "whole numbers or strings as labels"
+        raise ValueError(f"objective {objective.name!r} needs {wanted}, and task {task.name!r} has others")
+    outputs = len(task.classes)
+    if objective.name == "regression" and learner.labels.scenario == "domain" and columns not in (0, outputs):
+        raise ValueError(f"task {task.name!r} has {outputs} outputs, and the learner has {columns}")
+
+
+def inputs(rows: Rows) -> dict[str, list[Any]]:
+    """Type and shape of one row's inputs; of named columns type and dimensions only, as they may be padded."""
+    first = rows.read(torch.zeros(1, dtype=torch.long))
+    if isinstance(first, dict):
+        return {name: [str(column.dtype), column.ndim] for name, column in sorted(first.items())}
+    return {"x": [str(first.dtype), *first.shape[1:]]}
+
+
+def one_row(learner: Learner, rows: Rows) -> Columns:
+    """The first row, ready for the model."""
+    return answers.convert(rows.read(torch.zeros(1, dtype=torch.long)), learner.device)
