@@ -19,7 +19,7 @@ def toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "toy.toml"
     text = TOML.replace('scenarios = ["class", "task"]', 'scenarios = ["class"]')
-    path.write_text(text.replace(', { parts = ["replay", { name = "lwf" }] }', ""))
+    path.write_text(text.replace('  { parts = ["replay", { name = "lwf" }] },\n', ""))
     return path
 
 

@@ -58,7 +58,7 @@ def test_a_small_difference_that_is_the_same_in_every_seed_is_no_noise(tmp_path:
 
 
 def test_pairs_are_matched_by_seed_not_by_order(tmp_path: Path):
-    scores = {"best": {0: 0.90, 1: 0.80, 2: 0.70}, "worse": {2: 0.69, 0: 0.89, 1: 0.79}}
+    scores = {"best": {1: 0.80, 0: 0.90, 2: 0.70}, "worse": {2: 0.69, 0: 0.89, 1: 0.79}}
     line = rows(compare([write(tmp_path / "a", scores)]))["a/worse"]
     assert line["to the best"] == "-1.0 ± 0.0 (paired, 3 seeds)"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from toy_experiment import TOML, toys  # noqa: F401
 
 from perdure.experiment.config import Plan, plan
-from perdure.experiment.folder import FolderError
+from perdure.experiment.folder import Folder, FolderError
 from perdure.experiment.results import Results
 from perdure.experiment.run import Watch, cells, run
 from perdure.experiment.screen import Forecast
@@ -79,8 +79,10 @@ def test_the_numbers_are_those_of_the_learners(tmp_path: Path):
 
 
 def test_intransigence_is_measured_against_the_joint_cell_of_the_same_scenario_and_seed(tmp_path: Path):
-    found, _ = execute(planned(methods=["finetune", "joint"], seeds=[0, 1]), tmp_path / "run")
+    slow = {"batch_size": 8}
+    found, _ = execute(planned(methods=["finetune", "joint"], seeds=[0, 1], training=slow), tmp_path / "run")
     joint = {(c["scenario"], c["seed"]): c["accuracy"] for c in found["cells"] if c["method"] == "joint"}
+    assert len({json.dumps([matrix[0][0], matrix[1][1]]) for matrix in joint.values()}) > 2
     for cell in found["cells"]:
         reference = joint[cell["scenario"], cell["seed"]]
         expected = (
@@ -172,6 +174,7 @@ def test_fresh_begins_anew_and_touches_nothing_but_its_own_cells(tmp_path: Path)
     assert [cell["scenario"] for cell in found["cells"]] == ["task"]
     left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert left == {
+        ".lock",
         "notes.txt",
         "cells/mine.txt",
         "cells/task-finetune-seed0/state.perdure",
@@ -179,6 +182,13 @@ def test_fresh_begins_anew_and_touches_nothing_but_its_own_cells(tmp_path: Path)
         "results.json",
         "report.html",
     }
+
+
+def test_two_processes_do_not_run_in_one_folder(tmp_path: Path):
+    made = planned(methods=["finetune"], scenarios=["class"])
+    with Folder(tmp_path / "run").held(), pytest.raises(FolderError, match="another process runs in"):
+        execute(made, tmp_path / "run", fresh=True)
+    execute(made, tmp_path / "run")
 
 
 def test_a_damaged_state_is_refused_with_a_sentence(tmp_path: Path):

@@ -11,7 +11,11 @@ TOML = """
 name = "toy-run"
 benchmark = { name = "toy", rows = 40 }
 scenarios = ["class", "task"]
-methods = ["finetune", { name = "ewc", strength = 10.0, label = "EWC strong" }, { parts = ["replay", { name = "lwf" }] }]
+methods = [
+  "finetune",
+  { name = "ewc", strength = 10.0, label = "EWC strong" },
+  { parts = ["replay", { name = "lwf" }] },
+]
 seeds = [0]
 [training]
 batch_size = 8

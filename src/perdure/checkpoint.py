@@ -107,9 +107,12 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[An
     if isinstance(value, Tensor):
         return {"$tensor": _keep(value, path, tensors, seen)}
     if isinstance(value, dict):
-        if not all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {"$items": [[key, _pack(v, f"{path}/{key}", tensors, seen)] for key, v in value.items()]}
-        return {key: _pack(v, f"{path}/{key}" if path else key, tensors, seen) for key, v in value.items()}
+        inside = {key: f"{path}/{key}" if path else str(key) for key in value}
+        values = [_pack(v, inside[key], tensors, seen) for key, v in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return dict(zip(value, values, strict=True))
+        keys = [_pack(key, inside[key], tensors, seen) for key in value]
+        return {"$items": [list(item) for item in zip(keys, values, strict=True)]}
     if isinstance(value, tuple):
         return {"$tuple": [_pack(v, f"{path}/{i}", tensors, seen) for i, v in enumerate(value)]}
     if isinstance(value, list):
@@ -126,10 +129,14 @@ def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor], seen: dict[tupl
     where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
     if tensor.numel() and where in seen:
         return seen[where]
+    while path in ("", "__metadata__") or path in tensors:  # keys "a/b" and "a" > "b" meet in one path
+        path += "'"
     seen[where] = path
     own = tensor.cpu().contiguous()
-    if own.untyped_storage().nbytes() != own.numel() * own.element_size():
-        own = own.clone()  # a slice would drag its whole storage into the file
+    storage = (own.untyped_storage().data_ptr(),)
+    if own.untyped_storage().nbytes() != own.numel() * own.element_size() or storage in seen:
+        own = own.clone()  # a slice would drag its whole storage into the file; two shapes of one are refused there
+    seen[storage] = path
     tensors[path] = own
     return path
 
@@ -144,7 +151,7 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "$tuple" in value:
         return tuple(_unpack(v, tensors) for v in value["$tuple"])
     if "$items" in value:
-        return {key: _unpack(v, tensors) for key, v in value["$items"]}
+        return {_unpack(key, tensors): _unpack(v, tensors) for key, v in value["$items"]}
     return {key: _unpack(v, tensors) for key, v in value.items()}
 
 

@@ -63,7 +63,9 @@ def _labels(learner: Learner, task: Task) -> None:
     if task.train.dense != objective.dense:
         wanted = "float labels [n, k]" if objective.dense else "whole numbers or strings as labels"
         raise ValueError(f"objective {objective.name!r} needs {wanted}, and task {task.name!r} has others")
-    outputs = len(task.classes)
+    outputs, known = len(task.classes), learner.labels.tasks.get(task.name)
+    if objective.dense and known is not None and known != list(task.classes):
+        raise ValueError(f"task {task.name!r} comes back with outputs {list(task.classes)}, but it had {known}")
     if objective.name == "regression" and learner.labels.scenario == "domain" and columns not in (0, outputs):
         raise ValueError(f"task {task.name!r} has {outputs} outputs, and the learner has {columns}")
 

@@ -169,7 +169,7 @@ def _first(documented: object) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    """One Markdown table: mean and 95 % interval over seeds, and whether the difference to the best is more than noise."""
+    """One Markdown table: mean and 95 % interval over seeds, and which differences are no more than noise."""
     from perdure.experiment.compare import compare
 
     table = compare(arguments.runs)

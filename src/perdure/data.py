@@ -294,7 +294,8 @@ class Task:
 
     train, test, validation   anything that `Rows.of` takes
     name      default: "task-" and the first 8 digits of the fingerprint
-    classes   default: the labels of train, sorted; may be wider than the labels seen, and gives their order
+    classes   default: the labels of train, sorted; may be wider than the labels seen, and gives their order; without
+              labels in train (rows to consolidate on) it must be given
     """
 
     def __init__(
@@ -311,7 +312,7 @@ class Task:
         self.validation = None if validation is None else Rows.of(validation)
         if not len(self.train):
             raise ValueError("the train rows of a task are empty")
-        if not self.train.classes:
+        if classes is None and not self.train.classes:
             raise ValueError("the train rows of a task need labels; pass (x, y)")
         self.classes = self.train.classes if classes is None else class_names(classes)
         for part, rows in (("train", self.train), ("test", self.test), ("validation", self.validation)):
@@ -332,6 +333,8 @@ class Task:
         if not len(rows):
             raise ValueError(f"the {part} rows of a task are empty; leave {part}=None if there are none")
         if not rows.classes:
+            if part == "train":  # to consolidate on; to learn needs labels
+                return
             raise ValueError(f"the {part} rows of a task need labels; pass (x, y)")
         if rows.dense != self.train.dense:
             raise ValueError(f"the {part} rows and the train rows must both have a float y, or neither")

@@ -45,7 +45,6 @@ class HostBase:
         self.model, self.method, self.objective, self.device, self.seed = model, method, objective, device, seed
         self.clock = Clock()
         self.generators: dict[str, torch.Generator] = {}
-        method.owned = True
 
     def params(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimizer trains, by name."""
@@ -111,6 +110,7 @@ class Attached(HostBase):
         self._trained = trained
         self._batch: Batch | None = None
         self._next = "begin"
+        method.owned = True
 
     # ---- the calls in the loop ----
 

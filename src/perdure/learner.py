@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,14 +78,16 @@ class Learner(HostBase):
         )  # fmt: skip
         checks.parts(model, method, self.settings)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        trained_by = optim.make(optimizer, model)  # last of what may be refused: nothing has changed so far
         super().__init__(model, method, self.settings.goal, place, seed)
+        method.owned = True
         self.callbacks, self.augment = list(callbacks), augment
         self.save_to, self.save_every = save_to, save_every
         self.cost, self.stopper = Cost(), Stopper(patience)
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
         model.to(self.device)
-        self.optimizer = optim.make(optimizer, model)
+        self.optimizer = trained_by
         self.relabel([])
         pretrained = list(getattr(model, "classes", ()))
         if pretrained:
@@ -169,7 +172,8 @@ class Learner(HostBase):
         count = self.settings.accumulate
         parts = [batch]
         if count > 1:
-            parts = [batch.select(index) for index in torch.arange(len(batch), device=self.device).chunk(count)]
+            size = max(math.ceil(len(batch) / count), min(2, self.settings.batch_size))
+            parts = [batch.select(index) for index in batches_of(torch.arange(len(batch), device=self.device), size)]
         outputs, loss = [], torch.zeros((), device=self.device)
         for part in parts:
             with self.autocast():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def collect(learner: Learner) -> dict[str, Any]:
     """Everything from which learning goes on as if it had never stopped; its tensors are the live ones."""
     model = learner.model
+    drawing = learner.learning and learner.clock.begun  # between tasks nothing: each begins with a seed of its own
     return {
         "settings": asdict(learner.settings),
         "model": getattr(model, "recipe", None),
@@ -36,7 +37,7 @@ def collect(learner: Learner) -> dict[str, Any]:
         "stopper": state_of(learner.stopper),
         "callbacks": [[type(c).__name__, c.state()] for c in learner.callbacks if memory_fields(c)],
         "generators": learner.chance(),
-        "randomness": randomness(learner.device) if learner.learning else learner.paused_randomness,
+        "randomness": randomness(learner.device) if drawing else learner.paused_randomness,
         "cost": asdict(learner.cost),
     }
 

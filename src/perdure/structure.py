@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from perdure.models.modes import evaluating
+
 Structure = list[tuple[nn.Module, dict[str, Any]]]
 
 
@@ -26,7 +28,10 @@ def restore(structure: Structure) -> None:
 
 
 def multiply_adds(model: nn.Module, x: Any) -> int:
-    """Multiply-adds of the forward pass of a batch, as torch counts them (matrix products and convolutions)."""
-    with FlopCounterMode(display=False) as counter:
+    """Multiply-adds of the forward pass of a batch, as torch counts them (matrix products and convolutions).
+
+    In eval mode: one row would be too few for batch norm, and must not move its statistics or torch's generator.
+    """
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops()) // 2

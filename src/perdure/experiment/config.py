@@ -15,11 +15,11 @@ from perdure import methods, models, optim
 from perdure.experiment import settings
 from perdure.experiment.benchmarks import BENCHMARKS, Benchmark
 from perdure.experiment.document import read
+from perdure.experiment.results import Scenario
 from perdure.experiment.settings import ConfigError, Problem
 from perdure.method import Method
 from perdure.streams import Stream
 
-Scenario = Literal["task", "domain", "class"]
 Shape = tuple[int, ...]
 FROM_DATA = ("inputs", "shape")  # settings of models that follow from the data
 

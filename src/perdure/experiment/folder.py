@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,21 @@ class Folder:
         """Where a cell's learner lies."""
         return self.path / "cells" / cell / "state.perdure"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process runs in the folder meanwhile; the lock dies with its process. Not on Windows."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            if sys.platform != "win32":
+                import fcntl
+
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    said = f"another process runs in {self.path}; wait for it, or take another folder with --out"
+                    raise FolderError(said) from None
+            yield
+
     def claim(self, experiment: Mapping[str, Any], machine: MachinePart, fresh: bool) -> str:
         """Takes the folder for an experiment, new or the same as before; gives the time when it began.
 
@@ -67,12 +83,8 @@ class Folder:
             state.parent.rmdir()
         self.results.unlink(missing_ok=True)
         started = now()
-        content = {
-            "perdure": perdure.__version__,
-            "started": started,
-            "machine": machine.model_dump(),
-            "config": experiment,
-        }
+        known = {"perdure": perdure.__version__, "started": started, "machine": machine.model_dump()}
+        content = {**known, "config": experiment}
         replace_file(self.config, f"{json.dumps(content, indent=1)}\n".encode())
         return started
 

@@ -10,6 +10,7 @@ from perdure.checkpoint import replace_file
 from perdure.experiment.settings import RequestError
 
 SCHEMA = 1
+Scenario = Literal["task", "domain", "class"]
 Row = list[float | None]
 
 
@@ -62,7 +63,7 @@ class CellPart(_Part):
     method: str
     title: str
     upper_bound: bool
-    scenario: Literal["task", "domain", "class"]
+    scenario: Scenario
     seed: int
     settings: dict[str, Any]
     complete: bool
@@ -93,7 +94,7 @@ class SecondsPart(_Part):
     """What one cell took, added up over the pieces in which it ran."""
 
     method: str
-    scenario: Literal["task", "domain", "class"]
+    scenario: Scenario
     seed: int
     train_seconds: float
     consolidate_seconds: float

@@ -24,6 +24,7 @@ from perdure.experiment.results import (
     MeasuredPart,
     MetricsPart,
     Results,
+    Scenario,
     SecondsPart,
 )
 from perdure.experiment.screen import Key, Screen, table
@@ -37,7 +38,7 @@ from perdure.training import Cost
 class Cell:
     """One method in one scenario with one seed."""
 
-    scenario: str
+    scenario: Scenario
     entry: Entry
     seed: int
 
@@ -181,12 +182,11 @@ def run(plan: Plan, out: Path, console: Console, fresh: bool = False) -> Results
     folder = Folder(out)
     experiment = plan.experiment
     data = {task.name: task.fingerprint[:16] for task in plan.stream}
-    started = folder.claim(
-        {**plan.document, "data": data}, machine(experiment.threads, experiment.training.device), fresh
-    )
+    here = machine(experiment.threads, experiment.training.device)
     todo = cells(plan)
     expected = {cell.key: expected_steps(plan, cell) for cell in todo}
-    with threads(experiment.threads), Screen(console, expected) as screen:
+    with folder.held(), threads(experiment.threads), Screen(console, expected) as screen:
+        started = folder.claim({**plan.document, "data": data}, here, fresh)
         work = Run(plan, folder, screen, started, experiment.training.device)
         results = None
         for number, cell in enumerate(todo):
@@ -244,7 +244,7 @@ def outcome(cell: Cell, learner: Learner, record: Record, tasks: int) -> tuple[C
         initial=record.initial,
         accuracy=record.accuracy,
         metrics=numbers,
-        trace=[EvaluationPart(**point) for point in trace] if trace else None,
+        trace=[EvaluationPart.model_validate(point) for point in trace] or None,
         steps=steps,
         multiply_adds=cost.multiply_adds,
         parameter_bytes=cost.parameter_bytes,

@@ -153,10 +153,13 @@ def table(results: Results) -> list[Table]:
         members = [line for line in found if line.scenario == scenario]
         title = f"scenario {scenario}: per cent, mean ± 95 % interval over seeds"
         caption = "* upper bound, sees all" if any(line.upper_bound for line in members) else None
-        here = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+        here = Table(
+            title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+        )
+        here.title_justify = here.caption_justify = "left"
         here.add_column("method")
         for head in (*SHARES.values(), *SECONDS.values(), "memory MB"):
-            here.add_column(head, justify="right")
+            here.add_column(head, justify="right", min_width=max(map(len, head.split())))
         for line in members:
             name = f"{line.method} *" if line.upper_bound else line.method
             shares = [percent(line.means.get(key)) for key in SHARES]

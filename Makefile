@@ -1,0 +1,51 @@
+# The two commands of the README, and what the project's own checks need. Everything is made inside .venv, build and runs.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-browser clean
+
+help:
+	@echo "make demo          set up .venv and run the demonstration (Split MNIST, about a minute)"
+	@echo "make test          set up .venv with the test tools; lint, types and tests"
+	@echo "make test-browser  open a report in a real headless Chromium (installs Debian's, where it is missing)"
+	@echo "make clean         remove what the others made"
+
+demo: .venv/.installed
+	.venv/bin/perdure demo
+
+test: .venv/.installed-test
+	@echo "== lint"
+	.venv/bin/ruff check src tests tools
+	.venv/bin/ruff format --check src tests tools
+	@echo "== types"
+	.venv/bin/mypy
+	@echo "== tests"
+	.venv/bin/python -m pytest --numprocesses 2
+
+test-browser: .venv/.installed-browser
+	@command -v chromium >/dev/null || { echo "== installing chromium"; tools/install_chromium; }
+	.venv/bin/python -m pytest tests/browser -m browser
+
+.venv/.python:
+	@echo "== making .venv"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Perdure needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/.installed: .venv/.python pyproject.toml constraints.txt
+	@echo "== installing perdure and what it needs (once; PyTorch is large)"
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	@echo "== installing the test tools (once)"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.installed-browser: .venv/.installed-test
+	@echo "== installing the browser driver (once)"
+	@$(PIP) --editable '.[test,browser]'
+	@touch $@
+
+clean:
+	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
