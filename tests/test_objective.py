@@ -12,7 +12,6 @@ from perdure import Batch
 from perdure.objective import OBJECTIVES
 
 CLASSIFICATION, MULTI_LABEL, REGRESSION = (OBJECTIVES[name] for name in ("classification", "multi-label", "regression"))
-INF = math.inf
 
 
 def classes(columns: list[int], **fields) -> Batch:
@@ -203,7 +202,6 @@ def test_exact_probes_of_multi_label_are_the_expectation_over_all_sets_of_labels
         likelihood = bernoulli(known)
         answers = list(itertools.product([0.0, 1.0], repeat=len(known)))
         truth = expected(row, answers, likelihood, lambda s, y, of=likelihood: of(s, y).exp())
-        # Only the diagonal is claimed: labels are independent, so that each gets a probe of its own.
         assert torch.allclose(found[i], truth, atol=1e-12)
 
 
@@ -220,7 +218,8 @@ def test_exact_probes_of_regression_are_the_expectation_over_a_unit_gaussian():
     for i, (row, home) in enumerate(zip(SCORES, HOMES, strict=True)):
         known = [c for c in home if c >= 0]
         answers = list(itertools.product([-1.0, 1.0], repeat=len(known)))
-        truth = expected(row, answers, gauss(known, row), lambda _s, _y, n=len(answers): 1 / n)
+        share = 0.5 ** len(known)
+        truth = expected(row, answers, gauss(known, row), lambda _s, _y, share=share: share)
         assert torch.allclose(found[i], truth, atol=1e-12)
 
 

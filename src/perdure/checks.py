@@ -44,9 +44,14 @@ def task(learner: Learner, task: Task) -> None:
             f"{task.name!r}, or call learner.abandon()"
         )
     _labels(learner, task)
-    for rows in (task.train, task.test, task.validation):
-        if rows is not None:
-            rows.check()
+    rows(learner, task)
+
+
+def rows(learner: Learner, task: Task) -> None:
+    """Rows that hold NaN, that differ from those before, or that the model cannot take."""
+    for part in (task.train, task.test, task.validation):
+        if part is not None:
+            part.check()
     found = inputs(task.train)
     if learner.inputs is not None and found != learner.inputs:
         raise ValueError(f"task {task.name!r} has inputs {found}, earlier tasks had {learner.inputs}; they must agree")

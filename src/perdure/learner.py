@@ -201,7 +201,7 @@ class Learner(HostBase):
             known = ", ".join(map(repr, self.labels.tasks)) or "none"
             raise ValueError(f"task {name!r} is not known (known: {known}); say models.adapt(..., classes=[...])")
         task = Task(rows, name=name, classes=self.labels.tasks[name])
-        task.train.check()
+        checks.rows(self, task)
         with state.own_randomness(self), self._all_or_nothing(), self.cost.timed("consolidate_seconds"):
             self.method.begin(self, task)
             self.clock.open(name, task.fingerprint)

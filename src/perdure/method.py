@@ -224,8 +224,8 @@ class Method:
 
 
 def overrides(method: Method, hook: str) -> bool:
-    """Whether a method brings a hook of its own."""
-    return getattr(type(method), hook) is not getattr(Method, hook)
+    """Whether a method, or a part of it, brings a hook of its own."""
+    return any(getattr(type(part), hook) is not getattr(Method, hook) for part in _parts(method))
 
 
 def owner(method: Method, hook: str) -> Method:

@@ -128,6 +128,7 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[s
             f"the state has {len(saved['groups'])} parameter groups, the optimizer {len(optimizer.param_groups)}"
         )
     for group, old in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.pop("initial_lr", None)  # noted at the first step, which the state may not have taken yet
         group.update({k: v for k, v in old.items() if k != "params"})
         group["params"] = [params[name] for name in old["params"]]
     optimizer.state.clear()

@@ -55,11 +55,12 @@ class EWC(Quadratic):
     def project(self, host: Host, batch: Batch) -> None:
         """p.grad += strength * F * (p - anchor), for one quadratic or for each."""
         for importance, centre in self._quadratics():
-            pull(host, self.strength, importance, centre)
+            pull(host, self.share, importance, centre)
 
     def end(self, host: Host, task: Task) -> None:
         """Adds the task's quadratic."""
         new, now = self.measured(host, task), weights(host)
+        self.count = self.decay * self.count + 1
         if self.anchor == "each":
             self.tasks = [(summed(old, {}, self.decay), centre) for old, centre in self.tasks] + [(new, now)]
             return
@@ -75,7 +76,7 @@ class EWC(Quadratic):
 
     def quadratic_value(self, host: Host) -> Tensor:
         """The penalty; with anchor="mean", without the constant that the exact sum carries."""
-        parts = [value(host, self.strength, importance, centre) for importance, centre in self._quadratics()]
+        parts = [value(host, self.share, importance, centre) for importance, centre in self._quadratics()]
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def _quadratics(self) -> list[tuple[Weights, Weights]]:

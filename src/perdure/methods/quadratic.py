@@ -21,18 +21,19 @@ Weights = dict[str, Tensor]
 class Quadratic(Method):
     """loss + strength / 2 * sum importance * (theta - centre)^2, its gradient added in `project`.
 
-    `importance` and `centre` have the parameters' names and shapes. `normalise` divides each task's importances by
-    their mean, which gives `strength` one scale for all models and streams (see docs/strength.md); without it they
-    are as measured. Cost: three passes over the parameters a step, whatever the number of tasks. Memory: two tensors
-    a parameter.
+    `importance` and `centre` have the parameters' names and shapes. With `normalise` a task's importances are divided
+    by their mean, and the tasks' sum by their number, which gives `strength` one scale for all models and streams (see
+    docs/strength.md); without it importances are as measured, and summed. Cost: three passes over the parameters a
+    step, whatever the number of tasks. Memory: two tensors a parameter.
     """
 
-    strength: float = 1.0
+    strength: float = 0.1
     decay: float = 1.0
     rows: int = 2000
     normalise: bool = True
     importance: Weights = memory(dict)
     centre: Weights = memory(dict)
+    count: float = memory(float)
 
     def __post_init__(self) -> None:
         if not self.strength >= 0:
@@ -74,12 +75,18 @@ class Quadratic(Method):
 
     def project(self, host: Host, batch: Batch) -> None:
         """p.grad += strength * importance * (p - centre)."""
-        pull(host, self.strength, self.importance, self.centre)
+        pull(host, self.share, self.importance, self.centre)
 
     def end(self, host: Host, task: Task) -> None:
         """importance = decay * importance + the new task's; centre = the weights now."""
         self.importance = summed(self.importance, self.measured(host, task), self.decay)
         self.centre = weights(host)
+        self.count = self.decay * self.count + 1
+
+    @property
+    def share(self) -> float:
+        """The strength of the summed importances: with `normalise`, their sum counts as their mean over the tasks."""
+        return self.strength / self.count if self.normalise and self.count else self.strength
 
     def measured(self, host: Host, task: Task) -> Weights:
         """What `measure` says, normalised if so set."""
@@ -91,7 +98,7 @@ class Quadratic(Method):
 
     def quadratic_value(self, host: Host) -> Tensor:
         """The penalty's value, for logs and for gradcheck; a scalar."""
-        return value(host, self.strength, self.importance, self.centre)
+        return value(host, self.share, self.importance, self.centre)
 
 
 def summed(old: Weights, new: Weights, decay: float) -> Weights:

@@ -50,6 +50,11 @@ class Replay(Method):
         self.store = POLICIES[self.policy](self.capacity)
         self.offered: Batch | None = None
 
+    @property
+    def objectives(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All with a reservoir; the other policies need one label a row."""
+        return Method.objectives if self.policy == "reservoir" else ("classification",)
+
     def begin(self, host: Host, task: Task | None) -> None:
         """The first task of all: draw from the host's seed."""
         if self.store.seen == 0:
