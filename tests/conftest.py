@@ -31,4 +31,7 @@ def blobs(classes: tuple[int, ...], rows: int, seed: int, features: int = 12, sp
 def small_stream(tasks: int = 3, classes: int = 2, rows: int = 120, seed: int = 0) -> list[Task]:
     """Tasks of new classes each."""
     groups = [tuple(range(i * classes, (i + 1) * classes)) for i in range(tasks)]
-    return [Task(blobs(g, rows, seed + i), blobs(g, rows, seed + 50 + i), name=f"task {i}") for i, g in enumerate(groups)]
+    return [
+        Task(blobs(group, rows, seed + i), blobs(group, rows, seed + 50 + i), name=f"task {i}")
+        for i, group in enumerate(groups)
+    ]

@@ -19,7 +19,7 @@ Mutation = Callable[[Method], None]
 # ---- stages: streams on which plain descent really forgets ----
 
 
-def contrary_domains(seed: int, tasks: int = 3, rows: int = 160, width: int = 4) -> list[Task]:
+def contrary_domains(seed: int, tasks: int = 3, rows: int = 96, width: int = 4) -> list[Task]:
     """Two classes in every task. Task t is told by features of its own; those of earlier tasks now say the contrary.
 
     Plain descent unlearns them although it needs not: they are the weights that were important.
@@ -67,7 +67,7 @@ class Stage:
     batch_size: int
 
 
-CONTRARY = Stage("contrary domains", "domain", contrary_domains, (16,), {"name": "sgd", "lr": 0.1}, 2, 16)
+CONTRARY = Stage("contrary domains", "domain", contrary_domains, (16,), {"name": "sgd", "lr": 0.1}, 2, 12)
 QUESTIONS = Stage("questions", "task", questions_on_the_same_inputs, (8,), {"name": "sgd", "lr": 0.3}, 8, 32)
 CLASSES = Stage("new classes", "class", new_classes, (16,), {"name": "adam", "lr": 0.01}, 2, 10)
 

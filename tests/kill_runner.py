@@ -1,4 +1,4 @@
-"""Runs a command of ours in forked children and kills them: `kill_runner.py KILLS SEED COMMAND...`; prints how many were killed.
+"""Runs a command of ours in forked children and kills them: `kill_runner.py KILLS SEED COMMAND...`; tells how many.
 
 A fork spares each child the import of torch, so the kills fall on the work and not on the start.
 """
@@ -12,13 +12,13 @@ import time
 import torch
 
 import perdure.cli
-import perdure.experiment.run  # noqa: F401
+import perdure.experiment.run
 
 
 def child(command: list[str]) -> int:
     process = os.fork()
     if process == 0:
-        sys.stdout = open(os.devnull, "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         os._exit(perdure.cli.main(command))
     return process
 
@@ -36,7 +36,7 @@ def main() -> None:
             break
         killed += 1
     _, status = os.waitpid(child(command), 0)
-    print(killed)
+    sys.stdout.write(f"{killed}\n")
     sys.exit(os.waitstatus_to_exitcode(status))
 
 

@@ -145,3 +145,14 @@ def test_consolidation_can_be_repeated_for_a_task_learnt_later():
     assert snapshot(learner)["clock"] == clock | {"begun_at": clock["step"]}
     assert any(not torch.equal(first[name], value) for name, value in learner.method.importance.items())
     assert learner.tasks == {"pretrained": ["no", "yes"], "new": ["blue", "red"]}
+
+
+def test_in_a_loop_of_ones_own_rows_need_no_labels_either():
+    network = trained_elsewhere()
+    weights = [p.detach().clone() for p in network.parameters()]
+    hook = methods.attach(methods.MAS(), network, torch.optim.SGD(network.parameters(), lr=0.1), trained=True)
+    hook.begin()
+    hook.consolidate(x_of(OLD_ROWS))
+    assert set(hook.method.importance) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert sum(float(value.sum()) for value in hook.method.importance.values()) > 0
+    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))

@@ -26,10 +26,10 @@ every_row = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
 
 
-def learner(method: Method, scenario: str, **settings: Any) -> Learner:
-    """Small, with batch norm, dropout and two epochs."""
+def learner(method: Method, scenario: str, norm: bool = False, **settings: Any) -> Learner:
+    """Small, with dropout and two epochs."""
     defaults = {"optimizer": OPTIMIZERS["adam"], "epochs": 2, "batch_size": 8, "seed": 3}
-    model = models.mlp(12, (16, 16), norm=True, dropout=0.1)
+    model = models.mlp(12, (16, 16) if norm else (16,), norm=norm, dropout=0.1)
     return Learner(model, method, scenario=scenario, **{**defaults, **settings})
 
 
@@ -117,13 +117,19 @@ class Cutter(Callback):
             raise Cut
 
 
-def unbroken(row: Row, scenario: str, optimizer: str) -> dict[str, Any]:
-    return snapshot(learn(row.make(), scenario, short_stream(), optimizer=OPTIMIZERS[optimizer]))
+def unbroken(row: Row, scenario: str, optimizer: str) -> list[dict[str, Any]]:
+    """The states after each task."""
+    found = learner(row.make(), scenario, norm=True, optimizer=OPTIMIZERS[optimizer])
+    states = []
+    for task in short_stream():
+        found.learn(task)
+        states.append(snapshot(found))
+    return states
 
 
 def cut_at_task_ends(row: Row, scenario: str, optimizer: str, path: Any) -> Learner:
     """Each task in a learner of its own, loaded from the save point that the one before left."""
-    found = learner(row.make(), scenario, optimizer=OPTIMIZERS[optimizer], save_to=path)
+    found = learner(row.make(), scenario, norm=True, optimizer=OPTIMIZERS[optimizer], save_to=path)
     for task in short_stream():
         found.learn(task)
         found = Learner.load(path, save_to=path)
@@ -131,9 +137,12 @@ def cut_at_task_ends(row: Row, scenario: str, optimizer: str, path: Any) -> Lear
 
 
 def cut_in_the_middle(row: Row, scenario: str, optimizer: str, path: Any, step: int) -> tuple[Learner, Learner]:
-    """The second task is cut after a step: (loaded from what was saved there, the learner that went on after that)."""
-    first, second, third = short_stream()
-    found = learner(row.make(), scenario, optimizer=OPTIMIZERS[optimizer])
+    """The second task is cut after a step: (loaded from what was saved there, the learner that went on after that).
+
+    Both have then learnt the second task.
+    """
+    first, second, _ = short_stream()
+    found = learner(row.make(), scenario, norm=True, optimizer=OPTIMIZERS[optimizer])
     found.learn(first)
     found.callbacks.append(Cutter(found.clock.step + step, path))
     with pytest.raises(Cut):
@@ -141,36 +150,33 @@ def cut_in_the_middle(row: Row, scenario: str, optimizer: str, path: Any, step: 
     found.callbacks.clear()
     loaded = Learner.load(path)
     assert (loaded.clock.task, loaded.clock.begun) == (1, True)
-    for again in (loaded, found):
-        again.learn(second)
-        again.learn(third)
+    loaded.learn(second)
+    found.learn(second)
     return loaded, found
 
 
-def check_resume(row: Row, scenario: str, optimizer: str, path: Any) -> None:
-    whole = unbroken(row, scenario, optimizer)
-    assert len(whole["optimizer"]["moments"]) == len([name for name in whole["weights"] if not _buffer(name)])
-    assert differences(whole, snapshot(cut_at_task_ends(row, scenario, optimizer, path))) == []
-    for step in (2, 6):  # of 4 or more an epoch: in the first epoch, and in the second
-        loaded, going_on = cut_in_the_middle(row, scenario, optimizer, path, step)
-        assert differences(whole, snapshot(loaded)) == []
-        assert differences(whole, snapshot(going_on)) == []
+def check_resume(row: Row, scenario: str, optimizer: str, path: Any, step: int) -> None:
+    """With batch norm and dropout in the model; every tensor and every number of the state, but for the seconds."""
+    _, after_second, after_third = unbroken(row, scenario, optimizer)
+    assert len(after_third["optimizer"]["moments"]) == len(learner(row.make(), scenario, norm=True).params())
+    assert differences(after_third, snapshot(cut_at_task_ends(row, scenario, optimizer, path))) == []
+    loaded, going_on = cut_in_the_middle(row, scenario, optimizer, path, step)
+    assert differences(after_second, snapshot(loaded)) == []
+    assert differences(after_second, snapshot(going_on)) == []
+    loaded.learn(short_stream()[2])
+    assert differences(after_third, snapshot(loaded)) == []
 
 
-def _buffer(name: str) -> bool:
-    return "running" in name or "batches" in name
-
-
-@every_row
-@every_scenario
-def test_stopped_and_resumed_equals_never_stopped(row: Row, scenario: str, tmp_path: Any) -> None:
-    check_resume(row, scenario, "adam", tmp_path / "state")
+# A task's rows make 4 batches: cut in the first epoch, where rows are offered to a memory, and in the second.
+CUTS = [("task", "adam", 2), ("domain", "sgd", 6), ("class", "adamw", 6)]
 
 
 @every_row
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_stopped_and_resumed_equals_never_stopped_with_other_moments(row: Row, optimizer: str, tmp_path: Any) -> None:
-    check_resume(row, "class", optimizer, tmp_path / "state")
+@pytest.mark.parametrize(("scenario", "optimizer", "step"), CUTS)
+def test_stopped_and_resumed_equals_never_stopped(
+    row: Row, scenario: str, optimizer: str, step: int, tmp_path: Any
+) -> None:
+    check_resume(row, scenario, optimizer, tmp_path / "state", step)
 
 
 # ---- growth, composition, chance ----
@@ -290,12 +296,13 @@ STAGED = [row for row in TABLE if row.stage is not None]
 
 @pytest.mark.parametrize("stage", sorted({row.stage for row in STAGED}, key=lambda s: s.name), ids=lambda s: s.name)
 def test_plain_descent_learns_each_task_of_a_stage_and_forgets_it(stage: Stage) -> None:
-    for seed in SEEDS:
-        grades = matrix(methods.Finetune, stage, seed, every=True)
-        learnt = [grades[i][i] for i in range(len(grades))]
-        kept = grades[-1][:-1]
-        assert min(learnt) > 0.75
-        assert sum(learnt[:-1]) / len(kept) - sum(kept) / len(kept) > 0.08
+    matrices = [matrix(methods.Finetune, stage, seed, every=True) for seed in SEEDS]
+    # None stands where a task's classes are not known yet
+    grades = torch.tensor([[[grade or 0.0 for grade in row] for row in rows] for rows in matrices])
+    learnt = grades.diagonal(dim1=1, dim2=2)
+    assert learnt.mean() > 0.85
+    forgotten = (learnt - grades[:, -1])[:, :-1].mean(1)
+    assert forgotten.mean() > max(0.05, 3 * float(forgotten.std()) / len(SEEDS) ** 0.5)
 
 
 @pytest.mark.parametrize("row", STAGED, ids=lambda row: row.name)
@@ -321,43 +328,34 @@ def test_a_mutant_does_not_beat_plain_descent(row: Row, mutation: Mutation) -> N
 # ---- the future, and the cost ----
 
 
-class NotYet(Rows):
-    """Rows that may not be looked at."""
-
-    def read(self, index: torch.Tensor) -> Any:
-        raise AssertionError("a row of the future was read")
-
-
 @every_row
 @every_scenario
 def test_what_is_still_to_come_plays_no_part(row: Row, scenario: str) -> None:
-    first, second, third = short_stream()
-    other = small_stream(tasks=5, classes=2, rows=16)[4]
-    hidden = Task(third.train, third.test, name="the future")
-    hidden.train.__class__ = NotYet
-    try:
-        blind = learner(row.make(), scenario)
-        for task in [first, second, hidden][:2]:
-            blind.learn(task)
-    finally:
-        hidden.train.__class__ = Rows
+    def opened_one_by_one() -> Iterator[Task]:
+        yield from short_stream()[:2]
+        raise AssertionError("the future was asked for")
+
+    tasks = opened_one_by_one()
+    blind = learner(row.make(), scenario)
+    for _ in range(2):
+        blind.learn(next(tasks))
+    future = [short_stream()[2], *small_stream(tasks=5, classes=2, rows=16)[3:]]
     examined = learner(row.make(), scenario)
-    for task in (first, second):
+    for task in short_stream()[:2]:
         examined.learn(task)
-        examined.evaluate([first, second, third, other])  # looks at the test rows of the future, and learns nothing
+        examined.evaluate([*short_stream()[:2], *future])  # looks at the future's test rows, and learns nothing
     assert differences(snapshot(blind), snapshot(examined)) == []
 
 
 @every_row
-@every_scenario
-def test_memory_bytes_are_those_of_the_state(row: Row, scenario: str, tmp_path: Any) -> None:
-    found = learner(row.make(), scenario)
+def test_memory_bytes_are_those_of_the_state(row: Row, tmp_path: Any) -> None:
+    found = learner(row.make(), "class")
     for task in short_stream():
         found.learn(task)
         found.save(tmp_path / "state")
-        held = list(_tensors(checkpoint.read(tmp_path / "state", "learner")["memory"]))
+        held = _tensors(checkpoint.read(tmp_path / "state", "learner")["memory"])
         assert found.cost.memory_bytes == sum(tensor.numel() * tensor.element_size() for tensor in held)
-        assert (found.cost.memory_bytes > 0) == (row.name != "finetune")
+    assert (found.cost.memory_bytes > 0) == (row.name != "finetune")
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:

@@ -167,7 +167,7 @@ def test_cifar10_reads_a_folder(tmp_path):
     written(tmp_path / "train-1.parquet", image_table("JPEG", 2))
     written(tmp_path / "test.parquet", image_table("JPEG", 1))
     data = datasets.cifar10(tmp_path)
-    assert (data.name, len(data.train), len(data.test)) == ("cifar10", 4, 1)
+    assert (data.name, len(data.train), len(data.test)) == ("CIFAR-10", 4, 1)
     assert "CIFAR-10" in data.description and "lossy" in data.description
 
 

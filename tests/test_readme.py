@@ -43,7 +43,10 @@ def test_the_chinese_readme_shows_the_same_code():
         assert code == mirrored
 
 
-@pytest.mark.parametrize("file", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/strength.md"])
+PAGES = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/strength.md")
+
+
+@pytest.mark.parametrize("file", PAGES)
 def test_links_lead_somewhere(file):
     text = (ROOT / file).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -134,8 +134,8 @@ def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor], seen: dict[tupl
     seen[where] = path
     own = tensor.cpu().contiguous()
     storage = (own.untyped_storage().data_ptr(),)
-    if own.untyped_storage().nbytes() != own.numel() * own.element_size() or storage in seen:
-        own = own.clone()  # a slice would drag its whole storage into the file; two shapes of one are refused there
+    if storage in seen:
+        own = own.clone()  # safetensors refuses two tensors of one storage
     seen[storage] = path
     tensors[path] = own
     return path

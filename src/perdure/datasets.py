@@ -54,7 +54,7 @@ def mnist() -> Dataset:
         labels = packed["labels"]
     digits = pixels.reshape(MNIST_ROWS, 1, 28, 28)
     return Dataset(
-        "mnist",
+        "MNIST",
         Rows(digits[:MNIST_TRAIN], labels[:MNIST_TRAIN]),
         Rows(digits[MNIST_TRAIN:], labels[MNIST_TRAIN:]),
         "MNIST: 60 000 train and 10 000 test images of handwritten digits, 28 x 28 grey "
@@ -70,7 +70,7 @@ def cifar10(path: str | Path) -> Dataset:
         if not found:
             raise ValueError(f"{path} holds no {part}*.parquet; pass the folder with CIFAR-10's train and test files")
         parts.append(found)
-    data = parquet(*parts, name="cifar10")
+    data = parquet(*parts, name="CIFAR-10")
     kinds = "CIFAR-10: photographs of 10 kinds of things, 32 x 32 in colour (Alex Krizhevsky, 2009)."
     return replace(data, description=f"{kinds} {data.description}")
 

@@ -104,6 +104,8 @@ class Attached(HostBase):
             if overrides(method, hook):
                 raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
         one_of("objective", objective, OBJECTIVES)
+        if objective not in method.objectives:
+            raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
         device = next(model.parameters()).device
         super().__init__(model, method, OBJECTIVES[objective], device, seed)
         self.optimizer = optim.make(optimizer, model)
@@ -161,7 +163,7 @@ class Attached(HostBase):
         """
         self._expect("consolidate", "begin")
         train = _sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task))
-        classes = None if self.objective.dense or not train.classes else range(int(max(map(int, train.classes))) + 1)
+        classes = None if self.objective.dense else range(max(map(int, train.classes), default=0) + 1)
         self.method.end(self, Task(train, name=self.clock.name, classes=classes))
         self.clock.close()
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perdure.data import Columns, column_length, column_map
 from perdure.models.head import Head
+from perdure.models.modes import evaluating
 
 Probes = Callable[[Tensor], Iterator[Tensor]]
 Chunks = Iterable[tuple[Columns, Probes]]
@@ -90,18 +91,13 @@ def _mean(survey: _Survey, chunks: Chunks, path: Callable[[Columns, Probes], Sum
 @contextmanager
 def _examined(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and transformer layers off their fused path for inference, which has no gradient."""
-    training = {module: module.training for module in model.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
-    # The flags and not model.eval(): a layer may do more there than change its flag (some LoRA layers merge weights).
-    for module in training:
-        module.training = False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in training.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)

@@ -358,6 +358,7 @@ class Learner(HostBase):
             x=column_map(lambda column: column[old.to(column.device)], past["x"]),
             y=past["y"][old.to(past["y"].device)],
             task=past["task"][old.to(past["task"].device)],
+            origin=torch.ones(len(old), dtype=torch.long, device=self.device),  # offered to a memory before
         )
         return Batch.cat([self.read(rows, new), stored])
 

@@ -277,6 +277,16 @@ class Compose(Method):
         """Whether any part sees what a continual learner must not."""
         return any(part.upper_bound for part in self.parts)
 
+    @property
+    def owned(self) -> bool:
+        """Whether any part is."""
+        return any(part.owned for part in self.parts)
+
+    @owned.setter
+    def owned(self, value: bool) -> None:
+        for part in self.parts:
+            part.owned = value
+
     def begin(self, host: Host, task: Task | None) -> None:
         """Every part, in order."""
         for part in self.parts:

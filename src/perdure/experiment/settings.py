@@ -1,7 +1,6 @@
 """Settings that follow from a signature: what a builder or a method accepts, and sentences about what it does not."""
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from perdure.spelling import guess
 
 Checked = TypeVar("Checked", bound=BaseModel)
 CHECKED = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -103,15 +104,9 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` Did you mean 'ewc'?` when a choice is spelt nearly like the word, else nothing."""
-    found = difflib.get_close_matches(word, list(choices), 1, 0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
-
-
 def unknown(kind: str, word: object, choices: Collection[str]) -> str:
     """The sentence about a word that is none of the choices."""
-    hint = nearest(word, choices) if isinstance(word, str) else ""
+    hint = guess(word, choices) if isinstance(word, str) else ""
     return f"unknown {kind} {word!r}; choose from {', '.join(choices) or 'nothing'}.{hint}"
 
 
@@ -171,7 +166,7 @@ def _explain(
         return Problem(where, f"{owner} needs it; add {last} = ...")
     message = re.sub("|".join(PLAIN), lambda found: PLAIN[found[0]], item["msg"])
     choices = re.findall(r"'([^']*)'", item["msg"]) if item["type"] == "literal_error" else []
-    hint = nearest(str(value), choices)
+    hint = guess(value, choices)
     return Problem(where, f"expected {message}, found {value!r}" + (f".{hint}" if hint else ""))
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from perdure.data import Batch, Task
+from perdure.data import Task
 from perdure.method import Host, memory
-from perdure.methods.quadratic import Quadratic, Weights, pull, summed, value, weights
+from perdure.methods.quadratic import Quadratic, Weights, summed, weights
 from perdure.objective import FisherKind
 from perdure.spelling import one_of
 
@@ -52,11 +52,6 @@ class EWC(Quadratic):
             host, task, "square", lambda scores, batch: host.objective.probes(scores, batch, self.fisher, draws)
         )
 
-    def project(self, host: Host, batch: Batch) -> None:
-        """p.grad += strength * F * (p - anchor), for one quadratic or for each."""
-        for importance, centre in self._quadratics():
-            pull(host, self.share, importance, centre)
-
     def end(self, host: Host, task: Task) -> None:
         """Adds the task's quadratic."""
         new, now = self.measured(host, task), weights(host)
@@ -74,10 +69,6 @@ class EWC(Quadratic):
         total = self.importance[name]
         return torch.where(total > 0, (self.decay * old * self.centre[name] + new * now) / total.clamp(min=1e-38), now)
 
-    def quadratic_value(self, host: Host) -> Tensor:
-        """The penalty; with anchor="mean", without the constant that the exact sum carries."""
-        parts = [value(host, self.share, importance, centre) for importance, centre in self._quadratics()]
-        return torch.stack(parts).sum() if parts else torch.zeros(())
-
-    def _quadratics(self) -> list[tuple[Weights, Weights]]:
+    def quadratics(self) -> list[tuple[Weights, Weights]]:
+        """One, or with anchor="each" one a task. That of "mean" lacks the constant that the exact sum carries."""
         return self.tasks if self.anchor == "each" else [(self.importance, self.centre)]

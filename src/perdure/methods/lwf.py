@@ -33,7 +33,7 @@ class LwF(Method):
     strength: float = 1.0
     temperature: float = 2.0
     teacher: dict[str, Tensor] = memory(dict)
-    columns: int = memory(int)
+    columns: int | None = memory(int)
 
     def __post_init__(self) -> None:
         if not self.strength >= 0:
@@ -43,7 +43,7 @@ class LwF(Method):
 
     def begin(self, host: Host, task: Task | None) -> None:
         """Keeps the model as it is, if it knows anything."""
-        if not host.columns:
+        if host.columns == 0:
             return
         tensors = {**dict(host.model.named_parameters()), **dict(host.model.named_buffers())}
         self.teacher = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -57,6 +57,6 @@ class LwF(Method):
         with torch.no_grad(), evaluating(host.model):
             target = functional_call(host.model, self.teacher, (batch.x,))
         distance = torch.zeros((), device=outputs.device)
-        for group in host.column_groups(self.columns):
+        for group in host.column_groups(target.shape[1] if self.columns is None else self.columns):
             distance = distance + host.objective.distil(outputs[:, group], target[:, group], self.temperature).mean()
         return self.strength * distance

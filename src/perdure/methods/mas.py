@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from perdure.data import Task
 from perdure.method import Host
@@ -25,6 +25,9 @@ class MAS(Quadratic):
     title: ClassVar[str] = "MAS"
     paper: ClassVar[str] = "Aljundi et al. 2018, arXiv:1711.09601"
     cost: ClassVar[str] = "a step 1.2x; after a task one backward on `rows` rows; two numbers a weight"
+
+    strength: float = 300.0
+    pull: Literal["gradient", "proximal"] = "proximal"
 
     def measure(self, host: Host, task: Task) -> Weights:
         """Mean absolute gradient of the squared length of the scores, over `rows` random rows of the task."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,19 @@ from torch import Tensor
 from perdure.data import Batch, Task
 from perdure.importance import Chunks, Kind, diagonal
 from perdure.method import Host, Method, memory, sampled
+from perdure.spelling import one_of
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(eq=False)
 class Quadratic(Method):
-    """loss + strength / 2 * sum importance * (theta - centre)^2, its gradient added in `project`.
+    """loss + strength / 2 * sum importance * (theta - centre)^2.
+
+    pull="gradient"  p.grad += strength * importance * (p - centre), before the optimizer's step
+    pull="proximal"  after it, p = argmin_q (q - p)^2 / (2 lr) + strength / 2 * importance * (q - centre)^2, that is
+                     p += w / (1 + w) * (centre - p) with w = lr * strength * importance: stable at any strength; Adam
+                     does not rescale it, so that its strengths are larger
 
     `importance` and `centre` have the parameters' names and shapes. With `normalise` a task's importances are divided
     by their mean, and the tasks' sum by their number, which gives `strength` one scale for all models and streams (see
@@ -31,6 +38,7 @@ class Quadratic(Method):
     decay: float = 1.0
     rows: int = 2000
     normalise: bool = True
+    pull: Literal["gradient", "proximal"] = "gradient"
     importance: Weights = memory(dict)
     centre: Weights = memory(dict)
     count: float = memory(float)
@@ -42,6 +50,7 @@ class Quadratic(Method):
             raise ValueError(
                 f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)"
             )
+        one_of("pull", self.pull, ("gradient", "proximal"))
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; importances need at least one row")
 
@@ -68,14 +77,25 @@ class Quadratic(Method):
 
     def begin(self, host: Host, task: Task | None) -> None:
         """Where a parameter has grown (a head in somebody else's loop), what is new has no importance."""
-        for name, p in host.params().items():
-            if name in self.importance:
-                self.importance[name] = _widened(self.importance[name], p)
-                self.centre[name] = _widened(self.centre[name], p)
+        for importance, centre in self.quadratics():
+            for name, p in host.params().items():
+                if name in importance:
+                    importance[name] = _widened(importance[name], p)
+                    centre[name] = _widened(centre[name], p)
+
+    def quadratics(self) -> list[tuple[Weights, Weights]]:
+        """Importance and centre of each quadratic."""
+        return [(self.importance, self.centre)]
 
     def project(self, host: Host, batch: Batch) -> None:
-        """p.grad += strength * importance * (p - centre)."""
-        pull(host, self.share, self.importance, self.centre)
+        """p.grad += strength * importance * (p - centre), for each quadratic."""
+        if self.pull == "gradient":
+            add_gradient(host, self.share, self.quadratics())
+
+    def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
+        """The proximal step of all quadratics together."""
+        if self.pull == "proximal":
+            step_back(host, self.share, self.quadratics())
 
     def end(self, host: Host, task: Task) -> None:
         """importance = decay * importance + the new task's; centre = the weights now."""
@@ -98,7 +118,8 @@ class Quadratic(Method):
 
     def quadratic_value(self, host: Host) -> Tensor:
         """The penalty's value, for logs and for gradcheck; a scalar."""
-        return value(host, self.share, self.importance, self.centre)
+        parts = [value(host, self.share, importance, centre) for importance, centre in self.quadratics()]
+        return torch.stack(parts).sum() if parts else torch.zeros((), device=host.device)
 
 
 def summed(old: Weights, new: Weights, decay: float) -> Weights:
@@ -117,24 +138,48 @@ def weights(host: Host) -> Weights:
 
 
 @torch.no_grad()
-def pull(host: Host, strength: float, importance: Weights, centre: Weights) -> None:
+def add_gradient(host: Host, strength: float, quadratics: list[tuple[Weights, Weights]]) -> None:
     """Adds the gradient of the penalty to `p.grad`.
 
-    Under SGD a curvature above 1 / lr makes a step overshoot its centre, and above 2 / lr diverge: there it is capped
-    at 1 / lr.
+    Under SGD a curvature above 1 / lr makes a step overshoot its centre, and above 2 / lr diverge: there the curvature
+    of all quadratics together is capped at 1 / lr.
     """
-    live = [(p, p.grad, name) for name, p in host.params().items() if name in importance and p.grad is not None]
-    if not live or strength == 0:
+    if strength == 0:
         return
-    params = [p for p, _, _ in live]
-    grads = [grad for _, grad, _ in live]
-    distance = torch._foreach_sub(list[Tensor](params), [centre[name] for _, _, name in live])
-    curvature = [importance[name] for _, _, name in live]
-    if not isinstance(host.optimizer, torch.optim.SGD):
-        torch._foreach_addcmul_(grads, curvature, distance, value=strength)
-        return
-    capped = [(strength * c).clamp_(max=1 / host.lr(p)) for c, p in zip(curvature, params, strict=True)]
-    torch._foreach_addcmul_(grads, capped, distance)
+    live = {name: p for name, p in host.params().items() if p.grad is not None}
+    for importance, centre in quadratics:
+        names = [name for name in live if name in importance]
+        if not names:
+            continue
+        grads = [grad for name in names if (grad := live[name].grad) is not None]
+        distance = torch._foreach_sub([live[name] for name in names], [centre[name] for name in names])
+        if isinstance(host.optimizer, torch.optim.SGD):
+            steep = [_steepness(name, quadratics).mul(strength * host.lr(live[name])) for name in names]
+            torch._foreach_div_(distance, torch._foreach_clamp_min(steep, 1.0))
+        torch._foreach_addcmul_(grads, [importance[name] for name in names], distance, value=strength)
+
+
+def _steepness(name: str, quadratics: list[tuple[Weights, Weights]]) -> Tensor:
+    """The curvature of all quadratics together, for strength 1."""
+    first, *others = [importance[name] for importance, _ in quadratics if name in importance]
+    for other in others:
+        first = first + other
+    return first
+
+
+@torch.no_grad()
+def step_back(host: Host, strength: float, quadratics: list[tuple[Weights, Weights]]) -> None:
+    """p = (p + sum_k w_k centre_k) / (1 + sum_k w_k), w_k = lr * strength * importance_k, where p has a gradient."""
+    for name, p in host.params().items():
+        own = [(importance[name], centre[name]) for importance, centre in quadratics if name in importance]
+        if not own or p.grad is None:
+            continue
+        step = strength * host.lr(p)
+        weight = torch.ones_like(p)
+        for importance, centre in own:
+            weight.add_(importance, alpha=step)
+            p.addcmul_(importance, centre, value=step)
+        p.div_(weight)
 
 
 def value(host: Host, strength: float, importance: Weights, centre: Weights) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.models.head import Head
-from perdure.models.table import nearest
+from perdure.spelling import hint
 
 USUAL_HEADS = re.compile(r"fc|head|classifier(\.\d+)?")
 
@@ -107,7 +107,7 @@ def _linear_at(module: nn.Module, path: str) -> nn.Linear:
     linear = _linear_layers(module)
     listing = f"the nn.Linear layers of {type(module).__name__} are {', '.join(linear) or 'none'}"
     if path not in layers:
-        raise ValueError(f"the network has no layer {path!r}{nearest(path, linear)}; {listing}")
+        raise ValueError(f"the network has no layer {path!r}{hint(path, linear)} {listing}")
     found = layers[path]
     # A subclass, or a weight computed on the fly (weight norm), wouldn't give the same outputs as a plain layer.
     if type(found) is not nn.Linear or not isinstance(found.weight, nn.Parameter):

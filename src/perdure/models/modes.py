@@ -10,7 +10,7 @@ from torch import nn
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and each back in its own mode afterwards.
 
-    Sets the flags rather than calling `model.eval()`, which some layers take as an order to do more.
+    Sets the flags rather than calling `model.eval()`, where a layer may do more (some LoRA layers merge weights).
     """
     training = [module for module in model.modules() if module.training]
     for module in training:

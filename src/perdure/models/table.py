@@ -1,8 +1,7 @@
 """The table of built-in models: made from a recipe, drawn anew, and told apart from trained ones."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from perdure.models.convnet import convnet
 from perdure.models.head import Network, own_seed
 from perdure.models.mlp import mlp
 from perdure.models.resnet import resnet18
+from perdure.spelling import hint
 
 MODELS: dict[str, Callable[..., Network]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
 
@@ -23,12 +23,11 @@ def build(recipe: Mapping[str, Any]) -> Network:
     """
     name, settings = recipe["name"], recipe.get("settings", {})
     if name not in MODELS:
-        raise ValueError(f"no model is called {name!r}{nearest(name, MODELS)}; known are {', '.join(MODELS)}")
+        raise ValueError(f"no model is called {name!r}{hint(name, MODELS)} Known are {', '.join(MODELS)}")
     known = inspect.signature(MODELS[name]).parameters
     for setting in settings:
         if setting not in known:
-            hint = nearest(setting, known)
-            raise ValueError(f"{name} has no setting {setting!r}{hint}; its settings are {', '.join(known)}")
+            raise ValueError(f"{name} has no setting {setting!r}{hint(setting, known)}")
     for setting, parameter in known.items():
         if parameter.default is parameter.empty and setting not in settings:
             raise ValueError(f"{name} needs the setting {setting!r}, found {', '.join(settings) or 'none'}")
@@ -63,9 +62,3 @@ def untouched(model: nn.Module) -> bool:
     return fresh.keys() == state.keys() and all(
         torch.equal(tensor.cpu(), fresh[name].to(tensor.dtype)) for name, tensor in state.items()
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which of the known words was perhaps meant, for an error message; "" if none is near."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
