@@ -1,0 +1,273 @@
+"""The quadratic methods, LwF, Replay and Joint against the slow obvious computation."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import blobs, small_stream
+from torch import Tensor, nn
+
+from perdure import Learner, Rows, Task, methods, models
+from perdure.data import Batch
+from perdure.importance import diagonal_by_hand
+from perdure.method import Host, Method
+from perdure.methods.quadratic import Quadratic
+
+
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def host_of(method: Method, model: nn.Module, optimizer: str = "adam", lr: float = 0.1, **settings: Any) -> Any:
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+    return methods.attach(method, model, kind(model.parameters(), lr=lr), **settings)
+
+
+def network() -> nn.Module:
+    """In float64, with numbers of its own."""
+    return redrawn(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double())
+
+
+@torch.no_grad()
+def redrawn(model: nn.Module) -> nn.Module:
+    for p in model.parameters():
+        p.zero_()
+    move(model, 0, 1.0)
+    return model
+
+
+@torch.no_grad()
+def move(model: nn.Module, seed: int, scale: float) -> None:
+    for i, p in enumerate(model.parameters()):
+        p += scale * torch.randn(p.shape, generator=draws(seed + 100 * i), dtype=p.dtype)
+
+
+def task(seed: int, rows: int = 20, dtype: torch.dtype = torch.float64) -> Task:
+    x = torch.randn(rows, 3, generator=draws(seed), dtype=dtype)
+    return Task(Rows(x, torch.arange(rows) % 3), name=f"task {seed}")
+
+
+def learnt(method: Quadratic, model: nn.Module, tasks: int, optimizer: str = "adam", lr: float = 0.1) -> Any:
+    """A host whose method has consolidated a few tasks, the weights moving in between."""
+    host = host_of(method, model, optimizer, lr)
+    for seed in range(tasks):
+        move(model, seed + 1, 0.3)
+        method.end(host, task(seed))
+    move(model, 77, 0.5)
+    return host
+
+
+def projected(method: Quadratic, host: Host) -> list[Tensor]:
+    """What `project` adds to gradients that were 1."""
+    for p in host.params().values():
+        p.grad = torch.ones_like(p)
+    method.project(host, Batch(x=torch.zeros(1, 3), y=None, task=torch.zeros(1)))
+    return [p.grad - 1 for p in host.params().values() if p.grad is not None]
+
+
+def autograd(method: Quadratic, host: Host) -> list[Tensor]:
+    return list(torch.autograd.grad(method.quadratic_value(host), list(host.params().values())))
+
+
+def close(found: list[Tensor], expected: list[Tensor], rtol: float = 1e-9) -> None:
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * max(float(t.abs().max()) for t in expected))
+
+
+QUADRATIC: dict[str, Callable[..., Quadratic]] = {
+    "latest": lambda **s: methods.EWC(anchor="latest", **s),
+    "mean": lambda **s: methods.EWC(anchor="mean", **s),
+    "each": lambda **s: methods.EWC(anchor="each", **s),
+    "mas": lambda **s: methods.MAS(**s),
+}
+every_quadratic = pytest.mark.parametrize("make", QUADRATIC.values(), ids=QUADRATIC.keys())
+
+# ---- the quadratic penalty ----
+
+
+@every_quadratic
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_pull_is_the_gradient_of_the_value(make: Callable[..., Quadratic], normalise: bool) -> None:
+    method = make(strength=3.0, normalise=normalise, decay=0.7)
+    host = learnt(method, network(), tasks=3)
+    pull = projected(method, host)
+    assert float(method.quadratic_value(host)) > 0.01
+    close(pull, autograd(method, host))
+
+
+def test_the_value_is_half_strength_times_importance_times_the_squared_distance() -> None:
+    method = methods.MAS(strength=4.0, normalise=False)
+    model = nn.Linear(2, 1)
+    host = host_of(method, model)
+    method.importance = {"weight": torch.tensor([[1.0, 3.0]]), "bias": torch.tensor([0.5])}
+    method.centre = {"weight": torch.tensor([[1.0, 1.0]]), "bias": torch.tensor([0.0])}
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, 3.0]]))
+        model.bias.copy_(torch.tensor([2.0]))
+    assert float(method.quadratic_value(host)) == pytest.approx(4.0 / 2 * (1 * 1 + 3 * 4 + 0.5 * 4))
+    close(projected(method, host), [torch.tensor([[4.0, 24.0]]), torch.tensor([4.0])], rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.7])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_precision_weighted_mean_is_the_sum_of_all_anchors_and_a_constant(decay: float, normalise: bool) -> None:
+    model = network()
+    kinds = [methods.EWC(anchor=a, strength=2.0, decay=decay, normalise=normalise) for a in ("mean", "each")]
+    hosts = [host_of(kind, model) for kind in kinds]
+    for seed in range(3):
+        move(model, seed + 1, 0.3)
+        for kind, host in zip(kinds, hosts, strict=True):
+            kind.end(host, task(seed))
+    gaps = []
+    for seed in range(4):
+        move(model, 50 + seed, 0.5)
+        mean, each = (projected(kind, host) for kind, host in zip(kinds, hosts, strict=True))
+        close(mean, each)
+        values = [float(kind.quadratic_value(host)) for kind, host in zip(kinds, hosts, strict=True)]
+        gaps.append(values[1] - values[0])
+    assert gaps[0] > 1e-3  # the constant
+    assert gaps == pytest.approx([gaps[0]] * 4, rel=1e-9)
+    latest = learnt(methods.EWC(anchor="latest", strength=2.0, decay=decay, normalise=normalise), network(), 3)
+    assert not torch.allclose(projected(latest.method, latest)[0], mean[0])
+
+
+def test_with_decay_old_importances_fade_once_a_task() -> None:
+    parts = [methods.MAS(normalise=False) for _ in range(3)]
+    faded = methods.MAS(normalise=False, decay=0.5)
+    for count, part in enumerate(parts, start=1):
+        learnt(part, network(), count)
+    learnt(faded, network(), 3)
+    for name, found in faded.importance.items():
+        one, two, three = (part.importance[name] for part in parts)
+        torch.testing.assert_close(found, 0.25 * one + 0.5 * (two - one) + (three - two))
+
+
+# ---- any strength stays finite under SGD ----
+
+
+@every_quadratic
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_under_sgd_a_strength_of_a_billion_stays_finite(make: Callable[..., Quadratic], momentum: float) -> None:
+    method, model = make(strength=1e9), network()
+    host = learnt(method, model, tasks=3, optimizer="sgd")
+    host.optimizer.param_groups[0]["momentum"] = momentum
+    distance = []
+    for step in range(60):
+        for i, p in enumerate(model.parameters()):
+            p.grad = torch.randn(p.shape, generator=draws(step + 1000 * i), dtype=p.dtype)
+        method.project(host, Batch(x=torch.zeros(1, 3), y=None, task=torch.zeros(1)))
+        host.optimizer.step()
+        distance.append(float(method.quadratic_value(host)))
+    assert max(distance[-20:]) < 1e-1 * 1e9 * 60
+    assert max(float(p.detach().abs().max()) for p in model.parameters()) < 10
+
+
+def test_the_cap_begins_where_a_step_would_overshoot() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    nn.init.ones_(model.weight)
+    method = methods.MAS(strength=2.0, normalise=False)
+    host = host_of(method, model, "sgd", lr=0.1)
+    method.importance = {"weight": torch.tensor([[1.0, 4.9, 500.0]])}  # lr * strength * importance: 0.2, 0.98, 100
+    method.centre = {"weight": torch.zeros(1, 3)}
+    torch.testing.assert_close(projected(method, host)[0], torch.tensor([[2.0, 9.8, 10.0]]))
+    host.optimizer.param_groups[0]["lr"] = 0.0  # the first step of a warm-up
+    torch.testing.assert_close(projected(method, host)[0], torch.tensor([[2.0, 9.8, 1000.0]]))
+
+
+@every_quadratic
+def test_below_the_cap_sgd_and_adam_pull_alike(make: Callable[..., Quadratic]) -> None:
+    pulls = []
+    for optimizer in ("sgd", "adam"):
+        method = make(strength=1e-3)
+        pulls.append(projected(method, learnt(method, network(), tasks=3, optimizer=optimizer)))
+    close(*pulls)
+
+
+# ---- importances ----
+
+
+@every_quadratic
+def test_normalised_importances_of_one_task_have_the_mean_one(make: Callable[..., Quadratic]) -> None:
+    method = make()
+    host = learnt(method, network(), tasks=1)
+    importance, _ = method.quadratics()[0]
+    total = sum(float(tensor.sum()) for tensor in importance.values())
+    assert total / sum(p.numel() for p in host.params().values()) == pytest.approx(1.0)
+    raw = make(normalise=False)
+    learnt(raw, network(), tasks=1)
+    ratios = [importance[name] / raw.quadratics()[0][0][name] for name in importance]
+    assert all(torch.allclose(ratio, ratios[0].flatten()[0]) for ratio in ratios)
+
+
+def logistic(fisher: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(found, by hand) for scores W x + b: d log p_y / d W_cj = ([y = c] - p_c) x_j."""
+    model = redrawn(nn.Linear(3, 3).double())
+    rows = task(9)
+    method = methods.EWC(fisher=fisher, normalise=False)
+    host = host_of(method, model)
+    repeats = 400 if fisher == "sampled" else 1
+    mean: dict[str, Tensor] = {}
+    for _ in range(repeats):
+        for name, value in method.measured(host, rows).items():
+            mean[name] = mean.get(name, 0) + value / repeats
+    x, y = rows.train.read(torch.arange(20)), rows.train.positions(range(3))
+    p = (x @ model.weight.detach().T + model.bias.detach()).softmax(1)
+    per_class = (F.one_hot(y, 3) - p).square() if fisher == "empirical" else p * (1 - p)
+    expected = {"weight": per_class.T @ x.square() / 20, "bias": per_class.mean(0)}
+    return mean, expected
+
+
+@pytest.mark.parametrize(("fisher", "rtol"), [("exact", 1e-9), ("empirical", 1e-9), ("sampled", 0.1)])
+def test_the_fisher_of_a_logistic_model_is_the_one_worked_out_by_hand(fisher: str, rtol: float) -> None:
+    found, expected = logistic(fisher)
+    close(list(found.values()), [expected[name] for name in found], rtol)
+
+
+def test_the_three_fishers_differ_and_a_sampled_one_is_not_the_exact_one() -> None:
+    exact, empirical, sampled = (
+        host_of(method, network()).method.measured(host_of(methods.EWC(), network()), task(0))["0.weight"]
+        for method in (methods.EWC(fisher=kind, normalise=False) for kind in ("exact", "empirical", "sampled"))
+    )
+    assert not torch.allclose(exact, empirical, rtol=0.01)
+    assert not torch.allclose(exact, sampled, rtol=0.01)
+
+
+def test_mas_of_a_linear_model_by_hand_with_labels_and_without() -> None:
+    model = redrawn(nn.Linear(3, 3).double())
+    rows = task(9).train
+    x = rows.read(torch.arange(20))
+    scores = x @ model.weight.detach().T + model.bias.detach()
+    expected = {"weight": (2 * scores).abs().T @ x.abs() / 20, "bias": (2 * scores).abs().mean(0)}
+    for train in (rows, Rows(x)):
+        method = methods.MAS(normalise=False)
+        method.end(host_of(method, model), Task(train, name="rows"))
+        close(list(method.importance.values()), [expected[name] for name in method.importance])
+        torch.testing.assert_close(method.centre, dict(model.state_dict()))
+
+
+def test_the_exact_fisher_needs_no_labels_and_the_empirical_one_says_that_it_does() -> None:
+    unlabelled = Task(Rows(task(9).train.read(torch.arange(20))), name="rows")
+    exact = methods.EWC()
+    exact.end(host_of(exact, network()), unlabelled)
+    assert set(exact.importance) == set(dict(network().named_parameters()))
+    empirical = methods.EWC(fisher="empirical")
+    with pytest.raises(ValueError, match="these rows have no labels"):
+        empirical.end(host_of(empirical, network()), unlabelled)
+
+
+def test_only_so_many_random_rows_are_looked_at() -> None:
+    few, all_rows = methods.MAS(rows=5, normalise=False), methods.MAS(normalise=False)
+    for method in (few, all_rows):
+        method.end(host_of(method, network()), task(9))
+    single = []
+    for row in range(20):
+        method = methods.MAS(normalise=False)
+        train = task(9).train.select([row])
+        method.end(host_of(method, network()), Task(train, name="one", classes=range(3)))
+        single.append(method.importance["0.bias"])
+    torch.testing.assert_close(all_rows.importance["0.bias"], torch.stack(single).mean(0))
+    times = torch.linalg.lstsq(torch.stack(single).T, few.importance["0.bias"] * 5).residuals
+    assert times is not None and not torch.allclose(few.importance["0.bias"], all_rows.importance["0.bias"])
