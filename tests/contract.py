@@ -184,7 +184,7 @@ def parts(method: Method) -> list[Method]:
 
 
 def ewc(anchor: str = "latest") -> methods.EWC:
-    return methods.EWC(strength=1.0, anchor=anchor, rows=64)
+    return methods.EWC(strength=1.0, anchor=anchor, pull="gradient", rows=64)
 
 
 QUADRATIC = (powerless, emptied, shuffled, anchored_to_the_start)
@@ -196,7 +196,7 @@ TABLE = [
     Row("ewc-latest", lambda: ewc("latest"), CONTRARY, QUADRATIC),
     Row("ewc-mean", lambda: ewc("mean"), CONTRARY, QUADRATIC),
     Row("ewc-each", lambda: ewc("each"), CONTRARY, QUADRATIC),
-    Row("mas", lambda: methods.MAS(strength=1.0, rows=64), CONTRARY, QUADRATIC),
+    Row("mas", lambda: methods.MAS(strength=100.0, pull="proximal", rows=64), CONTRARY, QUADRATIC),
     Row("lwf", methods.LwF, QUESTIONS, (powerless, emptied, shuffled, taught_by_itself)),
     Row("replay-reservoir", lambda: methods.Replay(30), CLASSES, STORED),
     Row("replay-balanced", lambda: methods.Replay(30, policy="balanced"), CLASSES, STORED),

@@ -73,7 +73,7 @@ def test_joining_fills_in_what_a_batch_lacks():
 def test_nothing_is_filled_in_when_no_batch_has_it():
     joined = Batch.cat([batch(2), batch(1)])
     assert joined.weight is None and joined.target is None and joined.origin is None
-    assert joined.raw is None and joined.extra == {}
+    assert joined.extra == {}
     assert joined.fresh.tolist() == [True] * 3
 
 
@@ -93,11 +93,11 @@ def test_dict_columns_of_different_width_are_padded_with_zero_at_the_end():
     assert joined["age"].tolist() == [30.0, 40.0]
 
 
-def test_joining_keeps_raw_inputs_raw():
-    seen = batch(1, raw=torch.full((1, 3), 200, dtype=torch.uint8))
-    joined = Batch.cat([seen, seen])
-    assert joined.raw.dtype == torch.uint8 and joined.stored.tolist() == [[200] * 3] * 2
-    assert batch(1).stored.tolist() == [[1.0] * 3]
+def test_rows_of_the_past_say_which_part_added_them():
+    past = Batch.past({"x": torch.ones(2, 3), "y": torch.tensor([1, 0]), "task": torch.tensor([0, 4])}, origin=2)
+    joined = Batch.cat([batch(1), past])
+    assert joined.origin.tolist() == [0, 2, 2] and joined.fresh.tolist() == [True, False, False]
+    assert joined.task.tolist()[1:] == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,6 @@ def test_selecting_takes_the_same_rows_of_every_column():
         target=n[:, None].float(),
         origin=n,
         extra={"key": n},
-        raw=n,
         columns=n,
         allowed=n[:, None] > 1,
     )
@@ -138,7 +137,6 @@ def test_selecting_takes_the_same_rows_of_every_column():
             part.weight,
             part.origin,
             part.extra["key"],
-            part.raw,
         ):
             assert column.tolist() == [3, 1]
         assert part.target.tolist() == [[3], [1]] and part.columns.tolist() == [3, 1]

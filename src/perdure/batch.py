@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,6 @@ class Batch:
     target  float32 [n, columns], soft labels over the learner's columns; a row of NaN means: use y
     origin  int64 [n]; None means all 0, the stream; k is the k-th part that added rows
     extra   further named columns
-    raw     x as stored, before conversion and augmentation; None while x itself is still raw
 
     Worked out by the host once all rows are there, and dropped when batches are joined:
     columns the columns of the scores that y stands for, int64 [n] or [n, k] (-1: none)
@@ -97,7 +96,6 @@ class Batch:
     target: Tensor | None = None
     origin: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
-    raw: Columns | None = None
     columns: Tensor | None = None
     allowed: Tensor | None = None
 
@@ -110,11 +108,6 @@ class Batch:
         if self.origin is None:
             return torch.ones(len(self), dtype=torch.bool, device=self.task.device)
         return self.origin == 0
-
-    @property
-    def stored(self) -> Columns:
-        """The inputs as a memory should keep them."""
-        return self.x if self.raw is None else self.raw
 
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on another device."""
@@ -137,10 +130,15 @@ class Batch:
             target=None if self.target is None else fn(self.target),
             origin=None if self.origin is None else fn(self.origin),
             extra={name: fn(column) for name, column in self.extra.items()},
-            raw=None if self.raw is None else column_map(fn, self.raw),
             columns=None if self.columns is None else fn(self.columns),
             allowed=None if self.allowed is None else fn(self.allowed),
         )
+
+    @staticmethod
+    def past(columns: Mapping[str, Any], origin: int) -> Batch:
+        """Rows out of a memory: columns x, y and task, and the part that added them."""
+        task = columns["task"]
+        return Batch(x=columns["x"], y=columns["y"], task=task, origin=torch.full_like(task, origin))
 
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
@@ -155,7 +153,6 @@ class Batch:
         if labels and len(labels) < len(batches):
             raise ValueError("cannot join batches with labels and batches without; give every batch a y")
         names = sorted({name for batch in batches for name in batch.extra})
-        has_raw = any(batch.raw is not None for batch in batches)
         return Batch(
             x=_join_inputs([batch.x for batch in batches]),
             y=_join(labels, "y", 0) if labels else None,
@@ -164,7 +161,6 @@ class Batch:
             target=_fill(batches, [batch.target for batch in batches], "target"),
             origin=_fill(batches, [batch.origin for batch in batches], "origin", 0),
             extra={name: _fill_known(batches, [batch.extra.get(name) for batch in batches], name) for name in names},
-            raw=_join_inputs([batch.stored for batch in batches]) if has_raw else None,
         )
 
 

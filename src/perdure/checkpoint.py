@@ -126,7 +126,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[An
 def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> str:
     """Notes a tensor under its path, or finds the path of the same one."""
     tensor = tensor.detach()
-    where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    where = _place(tensor)
     if tensor.numel() and where in seen:
         return seen[where]
     while path in ("", "__metadata__") or path in tensors:  # keys "a/b" and "a" > "b" meet in one path
@@ -139,6 +139,11 @@ def _keep(tensor: Tensor, path: str, tensors: dict[str, Tensor], seen: dict[tupl
     seen[storage] = path
     tensors[path] = own
     return path
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are one."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -155,14 +160,15 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: _unpack(v, tensors) for key, v in value.items()}
 
 
-def clone(tree: Any) -> Any:
-    """A copy of a state whose tensors share nothing with the original's."""
+def clone(tree: Any, seen: dict[tuple[Any, ...], Tensor] | None = None) -> Any:
+    """A copy of a state whose tensors share nothing with the original's; those that are tied there are tied here."""
+    seen = {} if seen is None else seen
     if isinstance(tree, Tensor):
-        return tree.detach().clone()
+        return seen.setdefault(_place(tree), tree.detach().clone()) if tree.numel() else tree.detach().clone()
     if isinstance(tree, dict):
-        return {key: clone(value) for key, value in tree.items()}
+        return {key: clone(value, seen) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(clone(value) for value in tree)
+        return type(tree)(clone(value, seen) for value in tree)
     return tree
 
 

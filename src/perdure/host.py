@@ -104,6 +104,8 @@ class Attached(HostBase):
             if overrides(method, hook):
                 raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
         one_of("objective", objective, OBJECTIVES)
+        if method.owned:
+            raise ValueError(f"this {method.name} belongs to another learner or loop already: make a new one")
         if objective not in method.objectives:
             raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
         device = next(model.parameters()).device

@@ -18,6 +18,7 @@ from perdure.data import Batch, Columns, Label, Rows, Task, column_map
 from perdure.host import HostBase
 from perdure.labels import Labels
 from perdure.method import Method
+from perdure.models.modes import learning
 from perdure.seeds import seeded
 from perdure.training import Cost, Finite, Settings, Stopper, batches_of, hold_out
 
@@ -94,6 +95,11 @@ class Learner(HostBase):
             self.labels.open("pretrained", pretrained)
             self.labels.to(self.device)
         self.inputs: dict[str, list[Any]] | None = None
+        self._begin_scratch()
+        self._measure_size()
+
+    def _begin_scratch(self) -> None:
+        """What lives within a task only, or within a step."""
         self.learning = False
         self.paused_randomness: dict[str, Tensor] | None = None
         self.loss = torch.zeros((), device=self.device)
@@ -102,14 +108,13 @@ class Learner(HostBase):
         self._labelled: dict[int, tuple[Rows, Tensor | None]] = {}
         self._number = self._row_cost = 0
         self._point: state.SavePoint | None = None
-        self._measure_size()
 
     # ---- learning ----
 
     def learn(self, task: Task) -> None:
         """Learns one task, from wherever the clock stands; an exception leaves the learner at its last save point."""
         checks.task(self, task)
-        with state.own_randomness(self), self._all_or_nothing():
+        with state.own_randomness(self), self._all_or_nothing(), learning(self.model):
             lesson, self._held_out = hold_out(task, self.settings.validation, self.seed)
             if not self.clock.begun:
                 self.method.begin(self, lesson)
@@ -354,13 +359,8 @@ class Learner(HostBase):
 
     def _mixed(self, rows: Rows, past: dict[str, Any], index: Tensor) -> Batch:
         new, old = index[index < len(rows)], index[index >= len(rows)] - len(rows)
-        stored = Batch(
-            x=column_map(lambda column: column[old.to(column.device)], past["x"]),
-            y=past["y"][old.to(past["y"].device)],
-            task=past["task"][old.to(past["task"].device)],
-            origin=torch.ones(len(old), dtype=torch.long, device=self.device),  # offered to a memory before
-        )
-        return Batch.cat([self.read(rows, new), stored])
+        drawn = {name: column_map(lambda part: part[old.to(part.device)], column) for name, column in past.items()}
+        return Batch.cat([self.read(rows, new), Batch.past(drawn, origin=1)])
 
     def _positions(self, rows: Rows) -> Tensor | None:
         """The rows' labels as positions, worked out once a task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -13,11 +13,6 @@ from perdure.method import Host, Method, memory
 from perdure.spelling import one_of
 
 POLICIES: dict[str, type[Memory]] = {"reservoir": Reservoir, "balanced": ClassBalanced, "ring": Ring}
-
-
-def rows_from(columns: dict[str, Any]) -> Batch:
-    """Stored columns as a batch."""
-    return Batch(x=columns["x"], y=columns["y"], task=columns["task"])
 
 
 @dataclass(eq=False)
@@ -65,10 +60,8 @@ class Replay(Method):
         self.offered = batch if batch.origin is None else batch.select(batch.fresh)
         if not self.past or len(self.store) == 0:
             return batch
-        past = rows_from(self.store.draw(self.rows or len(batch)))
         part = 1 if batch.origin is None else int(batch.origin.max()) + 1
-        past.origin = torch.full_like(past.task, part)
-        return Batch.cat([batch, past])
+        return Batch.cat([batch, Batch.past(self.store.draw(self.rows or len(batch)), part)])
 
     def after_step(self, host: Host, batch: Batch, outputs: torch.Tensor) -> None:
         """Offers the stream's rows to the store, in the first epoch."""
