@@ -111,7 +111,7 @@ class Attached(HostBase):
         device = next(model.parameters()).device
         super().__init__(model, method, OBJECTIVES[objective], device, seed)
         self.optimizer = optim.make(optimizer, model)
-        self._trained = trained
+        self._columns = None if trained else 0
         self._batch: Batch | None = None
         self._next = "begin"
         method.owned = True
@@ -167,6 +167,8 @@ class Attached(HostBase):
         train = _sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task))
         classes = None if self.objective.dense else range(max(map(int, train.classes), default=0) + 1)
         self.method.end(self, Task(train, name=self.clock.name, classes=classes))
+        if self._columns is not None:
+            self._columns = max(self._columns, len(classes)) if classes and train.classes else None
         self.clock.close()
 
     # ---- state ----
@@ -178,6 +180,7 @@ class Attached(HostBase):
             "clock": vars(self.clock),
             "memory": self.method.state(),
             "generators": self.chance(),
+            "columns": self._columns,
             "next": self._next,
         }, "memory")  # fmt: skip
 
@@ -189,14 +192,14 @@ class Attached(HostBase):
         self.clock = Clock(**tree["clock"])
         self.method.load_state(checkpoint.placed(tree["memory"], self.device))
         self.set_chance(tree["generators"])
-        self._next, self._batch = tree["next"], None
+        self._columns, self._next, self._batch = tree["columns"], tree["next"], None
 
     # ---- what a host offers ----
 
     @property
     def columns(self) -> int | None:
-        """0 before anything is known; afterwards the model's owner's affair."""
-        return None if self._trained or self.clock.task else 0
+        """Up to the last column that a label of a data set so far stood for; None where labels don't tell."""
+        return self._columns
 
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open data set."""
@@ -250,8 +253,8 @@ def _sample_of(rows: Any, count: int, seed: int) -> Rows:
         return Rows.of(rows)
     sample = Reservoir(count, seed=seed)
     for batch in rows:
-        x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
-        sample.add({"x": x} if y is None else {"x": x, "y": y})
+        x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
+        sample.add({"x": x, "y": labels[0]} if labels else {"x": x})
     kept = sample.all()
     if not kept:
         raise ValueError("the loader gave no rows")

@@ -141,9 +141,8 @@ class Learner(HostBase):
         """The rest of this pass over `rows`, with stored rows (columns x, y, task) mixed in, where given."""
         total = len(rows) + (len(past["task"]) if past else 0)
         draws = torch.Generator().manual_seed(seeded(self.seed, "order", self.clock.task, self.clock.epoch))
-        batches = batches_of(
-            torch.randperm(total, generator=draws), self.settings.batch_size * self.settings.accumulate
-        )
+        size = self.settings.batch_size * self.settings.accumulate
+        batches = batches_of(torch.randperm(total, generator=draws), size)
         self.clock.batches = len(batches)
         for index in batches[self.clock.batch :]:
             self.step(self.read(rows, index) if past is None else self._mixed(rows, past, index))
@@ -158,7 +157,8 @@ class Learner(HostBase):
         batch = self.ready(self.method.replay(self, batch))
         if self.augment is not None:
             batch = batch.replace(x=self.augment(batch.x, self.generator("augment")))
-        optim.set_rates(self.optimizer, self._rate_factor())
+        steps = self.settings.epochs * (self.clock.batches or 1)
+        optim.set_rates(self.optimizer, self.schedule.at(self.clock.step, self.clock.begun_at, steps))
         self.optimizer.zero_grad()
         outputs = self._backward(batch)
         self.method.project(self, batch)
@@ -326,15 +326,11 @@ class Learner(HostBase):
             own.model, own.method, **own.settings, optimizer=own.optimizer, callbacks=callbacks, augment=augment,
             device=device, save_to=save_to, save_every=save_every,
         )  # fmt: skip
-        learner.regrow(tree["labels"])
+        for name, classes in tree["labels"][len(learner.labels.opened) :]:
+            learner._grow(name, classes)
         state.apply(learner, tree)
         learner._measure_size()
         return learner
-
-    def regrow(self, opened: list[Any]) -> None:
-        """Opens again what a state's labels list, in a model that has not grown yet."""
-        for name, classes in opened[len(self.labels.opened) :]:
-            self._grow(name, classes)
 
     def relabel(self, opened: list[Any]) -> None:
         """The labels of a state, for a model that has their columns."""
@@ -368,10 +364,6 @@ class Learner(HostBase):
             known = self.labels.tasks[self.clock.name]
             self._labelled[id(rows)] = (rows, rows.positions(known) if rows.classes else None)
         return self._labelled[id(rows)][1]
-
-    def _rate_factor(self) -> float:
-        step = self.clock.step - (self.clock.begun_at if self.schedule.restart else 0)
-        return self.schedule.factor(step, self.settings.epochs * (self.clock.batches or 1))
 
     def _save_if_due(self) -> None:
         if self._point is not None and time.monotonic() - self._point.taken >= self.save_every:

@@ -183,6 +183,10 @@ class Schedule:
         """From which `of` makes it again."""
         return asdict(self)
 
+    def at(self, step: int, begun_at: int, steps: int) -> float:
+        """After `step` steps over all tasks, in a task that began after `begun_at` and takes `steps`."""
+        return self.factor(step - begun_at if self.restart else step, steps)
+
     def factor(self, step: int, steps: int) -> float:
         """For the `step`-th step (from 0) of `steps` in the task."""
         if step < self.warmup:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from perdure.data import Task
 from perdure.method import Host, memory
-from perdure.methods.quadratic import Quadratic, Weights, summed, weights
+from perdure.methods.curvature import Weights, summed, weights
+from perdure.methods.quadratic import Quadratic
 from perdure.objective import FisherKind
 from perdure.spelling import one_of
 

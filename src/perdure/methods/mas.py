@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from perdure.data import Task
 from perdure.method import Host
-from perdure.methods.quadratic import Quadratic, Weights
+from perdure.methods.curvature import Weights
+from perdure.methods.quadratic import Quadratic
 
 
 @dataclass(eq=False)
