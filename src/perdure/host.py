@@ -136,10 +136,14 @@ class Attached(HostBase):
         assert self._batch.y is not None
         return self._batch.x, self._batch.y
 
-    def penalty(self, outputs: Tensor) -> Tensor | float:
-        """To add to the loss; `outputs` are the model's raw scores of the rows that `replay` gave."""
+    def penalty(self, outputs: Tensor, inputs: Columns | None = None) -> Tensor | float:
+        """To add to the loss; `outputs` are the model's raw scores of the rows that `replay` gave.
+
+        `inputs`: what the model saw, where the rows were converted or augmented after `replay`; a teacher sees them.
+        """
         self._expect("penalty", "project")
-        return self.method.penalty(self, self.ready(self._current(outputs)), outputs)
+        batch = self.ready(self._current(outputs))
+        return self.method.penalty(self, batch if inputs is None else batch.replace(x=inputs), outputs)
 
     def project(self) -> None:
         """After backward (and unscaling), before clipping and the optimizer's step: edits the gradients."""
@@ -180,6 +184,7 @@ class Attached(HostBase):
             "clock": vars(self.clock),
             "memory": self.method.state(),
             "generators": self.chance(),
+            "seed": self.seed,
             "columns": self._columns,
             "next": self._next,
         }, "memory")  # fmt: skip
@@ -192,9 +197,14 @@ class Attached(HostBase):
         self.clock = Clock(**tree["clock"])
         self.method.load_state(checkpoint.placed(tree["memory"], self.device))
         self.set_chance(tree["generators"])
-        self._columns, self._next, self._batch = tree["columns"], tree["next"], None
+        self.seed, self._columns, self._next, self._batch = tree["seed"], tree["columns"], tree["next"], None
 
     # ---- what a host offers ----
+
+    @property
+    def number(self) -> int:
+        """Every data set is a task."""
+        return self.clock.task
 
     @property
     def columns(self) -> int | None:

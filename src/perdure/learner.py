@@ -106,7 +106,7 @@ class Learner(HostBase):
         self._finite = Finite(self.device)
         self._held_out: tuple[Rows, Task] | None = None
         self._labelled: dict[int, tuple[Rows, Tensor | None]] = {}
-        self._number = self._row_cost = 0
+        self.number = self._row_cost = 0
         self._point: state.SavePoint | None = None
 
     # ---- learning ----
@@ -120,7 +120,7 @@ class Learner(HostBase):
                 self.method.begin(self, lesson)
                 self._open(task)
                 self._tell(lambda callback: callback.before_task(self, task))
-            self._number = self.labels.number(task.name)
+            self.number = self.labels.number(task.name)
             self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
@@ -210,7 +210,7 @@ class Learner(HostBase):
         with state.own_randomness(self), self._all_or_nothing(), self.cost.timed("consolidate_seconds"):
             self.method.begin(self, task)
             self.clock.open(name, task.fingerprint)
-            self._number = self.labels.number(name)
+            self.number = self.labels.number(name)
             self.inputs = self.inputs or checks.inputs(task.train)
             self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             self.method.end(self, task)
@@ -268,7 +268,7 @@ class Learner(HostBase):
         """Rows of the open task, on the device, their inputs still raw."""
         x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))
         y = self._positions(rows)
-        task = torch.full((len(index),), self._number, device=self.device)
+        task = torch.full((len(index),), self.number, device=self.device)
         return Batch(x=x, y=None if y is None else y[index].to(self.device), task=task)
 
     def ready(self, batch: Batch) -> Batch:

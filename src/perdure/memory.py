@@ -59,12 +59,14 @@ class Memory:
         self._write(batch, rows, slots)
         self.seen += count
 
-    def draw(self, count: int) -> dict[str, Column]:
+    def draw(self, count: int, among: Tensor | None = None) -> dict[str, Column]:
         """`count` different rows, uniformly, in random order; all rows in random order when `count` exceeds them.
 
-        An empty memory gives {}. Drawing few rows costs O(count), however many are kept.
+        `among` restricts the draw to some slots, int64 on the CPU, numbered as in `all`. An empty memory gives {}.
+        Drawing few rows costs O(count), however many are kept.
         """
-        slots = _sample(self._filled, count, self._generator)
+        slots = _sample(self._filled if among is None else len(among), count, self._generator)
+        slots = slots if among is None else among[slots]
         return _unflatten({name: kept.index_select(0, slots.to(kept.device)) for name, kept in self._store.items()})
 
     def all(self) -> dict[str, Column]:

@@ -82,6 +82,10 @@ class Host(Protocol):
         """The batch with inputs converted for the model (not augmented), and with columns and allowed columns."""
 
     @property
+    def number(self) -> int:
+        """The open task's, in the order in which tasks were first opened."""
+
+    @property
     def columns(self) -> int | None:
         """How many columns of scores the model knows; None where that is its owner's affair."""
 

@@ -19,10 +19,10 @@ POLICIES: dict[str, type[Memory]] = {"reservoir": Reservoir, "balanced": ClassBa
 class Replay(Method):
     """Experience replay (Ratcliff 1990; Chaudhry et al. 2019, "tiny episodic memories").
 
-    Each batch of n rows is joined by `rows` stored ones (default n), all weighted alike. Rows are stored raw, offered
-    once each (in a task's first epoch), and augmented when drawn. policy="reservoir" keeps a uniform sample of all
-    rows seen (Vitter 1985), "balanced" as many rows of each class, "ring" the newest rows of each class. `capacity`
-    is a number of rows or "10 MB".
+    Each batch of n rows is joined by `rows` stored ones of earlier tasks (default n), all weighted alike. Rows are
+    stored raw, offered once each (in a task's first epoch), and augmented when drawn. policy="reservoir" keeps a
+    uniform sample of all rows seen (Vitter 1985), "balanced" as many rows of each class, "ring" the newest rows of each
+    class. `capacity` is a number of rows or "10 MB".
 
     The best place to start wherever old rows may be kept.
     """
@@ -36,7 +36,6 @@ class Replay(Method):
     rows: int | None = None
     policy: Literal["reservoir", "balanced", "ring"] = "reservoir"
     store: Memory = memory(lambda: Reservoir(1))
-    past: bool = memory(bool)
 
     def __post_init__(self) -> None:
         one_of("policy", self.policy, POLICIES)
@@ -56,12 +55,14 @@ class Replay(Method):
             self.store = POLICIES[self.policy](self.capacity, seed=host.seed)
 
     def replay(self, host: Host, batch: Batch) -> Batch:
-        """Appends stored rows, once there is a past."""
+        """Appends stored rows of earlier tasks; those of the open one are in its batches already."""
         self.offered = batch if batch.origin is None else batch.select(batch.fresh)
-        if not self.past or len(self.store) == 0:
+        earlier = self._slots_of_earlier_tasks(host)
+        if len(earlier) == 0:
             return batch
         part = 1 if batch.origin is None else int(batch.origin.max()) + 1
-        return Batch.cat([batch, Batch.past(self.store.draw(self.rows or len(batch)), part)])
+        past = Batch.past(self.store.draw(self.rows or len(batch), earlier), part)
+        return Batch.cat([batch, past.to(host.device)])
 
     def after_step(self, host: Host, batch: Batch, outputs: torch.Tensor) -> None:
         """Offers the stream's rows to the store, in the first epoch."""
@@ -70,14 +71,18 @@ class Replay(Method):
         self.offered = None
 
     def end(self, host: Host, task: Task) -> None:
-        """From now on there is a past. Consolidation without training offers the rows here."""
+        """Consolidation without training offers the rows here."""
         if host.clock.step == host.clock.begun_at:
             for index in chunks(torch.arange(len(task.train)), 1024):
                 self._offer(host, host.read(task.train, index))
-        self.past = True
 
     def _offer(self, host: Host, batch: Batch) -> None:
         if batch.y is None:
             raise ValueError("replay stores labelled rows, and these have no labels")
-        columns = {"x": batch.x, "y": batch.y, "task": batch.task}
+        # The task's number is known here: kept on the CPU, it can be asked for at every step without a wait.
+        columns = {"x": batch.x, "y": batch.y, "task": torch.full((len(batch),), host.number)}
         self.store.add(columns, None if self.policy == "reservoir" else host.balance_key(batch))
+
+    def _slots_of_earlier_tasks(self, host: Host) -> torch.Tensor:
+        task = self.store.all().get("task")
+        return torch.empty(0) if not isinstance(task, torch.Tensor) else (task.cpu() != host.number).nonzero()[:, 0]
