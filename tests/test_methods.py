@@ -132,6 +132,21 @@ def test_the_precision_weighted_mean_is_the_sum_of_all_anchors_and_a_constant(de
     assert not torch.allclose(projected(latest.method, latest)[0], mean[0])
 
 
+@every_quadratic
+def test_normalised_the_penalty_does_not_grow_with_the_number_of_tasks(make: Callable[..., Quadratic]) -> None:
+    values = {}
+    for tasks in (1, 3):
+        for normalise in (True, False):
+            method, model = make(strength=2.0, normalise=normalise), network()
+            host = host_of(method, model)
+            for _ in range(tasks):
+                method.end(host, task(0))  # the same task, the same weights
+            move(model, 77, 0.5)
+            values[tasks, normalise] = float(method.quadratic_value(host).detach())
+    assert values[3, True] == pytest.approx(values[1, True])
+    assert values[3, False] == pytest.approx(3 * values[1, False])
+
+
 def test_with_decay_old_importances_fade_once_a_task() -> None:
     parts = [methods.MAS(normalise=False) for _ in range(3)]
     faded = methods.MAS(normalise=False, decay=0.5)
