@@ -191,6 +191,8 @@ def test_it_works_over_the_edge_of_a_head_block(row: Row, scenario: str, tmp_pat
     found.save(tmp_path / "state")
     found.learn(stream[2])
     assert (found.model.head.columns, found.model.head.capacity) == (21, 32)
+    moments = snapshot(found)["optimizer"]["moments"]
+    assert (moments["head.weights.1"]["exp_avg"][:5] != 0).any() and (moments["head.weights.0"]["exp_avg"] != 0).any()
     assert all(0 <= grade <= 1 for grade in found.evaluate(stream))
     loaded = Learner.load(tmp_path / "state")
     loaded.learn(stream[2])
@@ -211,6 +213,17 @@ def test_it_composes_with_replay(row: Row, scenario: str) -> None:
     alone = learn(methods.Replay(20), scenario, short_stream())
     same = differences(snapshot(alone)["weights"], snapshot(both)["weights"]) == []
     assert same == (row.name == "finetune")
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if len(parts(row.make())) > 1], ids=lambda row: row.name)
+def test_every_part_of_a_composition_has_its_say(row: Row) -> None:
+    def weights(method: Method) -> dict[str, Any]:
+        return snapshot(learn(method, "class", short_stream()[:2]))["weights"]
+
+    whole = weights(row.make())
+    for left_out in range(len(parts(row.make()))):
+        fewer = [part for place, part in enumerate(parts(row.make())) if place != left_out]
+        assert differences(whole, weights(methods.Compose(fewer))) != []
 
 
 @every_row

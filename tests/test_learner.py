@@ -1,5 +1,6 @@
 """The learner: tasks in, the user's own labels out, in every scenario; evaluation that changes nothing; a file."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,3 +340,42 @@ def test_what_a_callback_remembers_travels_with_the_learner(tmp_path):
     again.learn(small_stream(rows=40)[1])
     assert counts.steps == 6
     assert bits(again.model.head.weights[0]).numel() == 16 * 24 * 4
+
+
+# ---- what belongs to the user stays the user's ----
+
+
+def test_the_rates_of_a_users_own_scheduler_are_left_alone():
+    class Halve(Callback):
+        def after_step(self, learner):
+            for group in learner.optimizer.param_groups:
+                group["lr"] *= 0.5
+            rates.append(learner.optimizer.param_groups[0]["lr"])
+
+    rates: list[float] = []
+    learner = Learner(
+        models.mlp(12, (8,)), methods.Finetune(), scenario="class", batch_size=40, callbacks=[Halve()],
+        optimizer={"name": "sgd", "lr": 0.8},
+    )  # fmt: skip
+    learner.learn(small_stream(tasks=1)[0])
+    assert rates == [0.4, 0.2, 0.1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_given_in_eval_mode_learns_in_train_mode_and_gets_its_mode_back(fails):
+    class Look(Callback):
+        def after_step(self, learner):
+            seen.append(all(module.training for module in learner.model.modules()))
+            if fails and len(seen) == 2:
+                raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    learner = Learner(
+        models.mlp(12, (8,), dropout=0.5), methods.Finetune(), scenario="class", batch_size=40, callbacks=[Look()],
+        save_every=0.0,
+    )  # fmt: skip
+    learner.model.eval()
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+        learner.learn(small_stream(tasks=1)[0])
+    assert seen and all(seen)
+    assert not any(module.training for module in learner.model.modules())

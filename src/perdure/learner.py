@@ -114,7 +114,7 @@ class Learner(HostBase):
     def learn(self, task: Task) -> None:
         """Learns one task, from wherever the clock stands; an exception leaves the learner at its last save point."""
         checks.task(self, task)
-        with state.own_randomness(self), self._all_or_nothing(), learning(self.model):
+        with state.own_randomness(self), learning(self.model), self._all_or_nothing():
             lesson, self._held_out = hold_out(task, self.settings.validation, self.seed)
             if not self.clock.begun:
                 self.method.begin(self, lesson)
@@ -157,8 +157,9 @@ class Learner(HostBase):
         batch = self.ready(self.method.replay(self, batch))
         if self.augment is not None:
             batch = batch.replace(x=self.augment(batch.x, self.generator("augment")))
-        steps = self.settings.epochs * (self.clock.batches or 1)
-        optim.set_rates(self.optimizer, self.schedule.at(self.clock.step, self.clock.begun_at, steps))
+        if self.schedule.moves:  # otherwise the rates are their owner's, who may have a scheduler of their own
+            steps = self.settings.epochs * (self.clock.batches or 1)
+            optim.set_rates(self.optimizer, self.schedule.at(self.clock.step, self.clock.begun_at, steps))
         self.optimizer.zero_grad()
         outputs = self._backward(batch)
         self.method.project(self, batch)

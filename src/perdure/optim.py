@@ -183,6 +183,11 @@ class Schedule:
         """From which `of` makes it again."""
         return asdict(self)
 
+    @property
+    def moves(self) -> bool:
+        """Whether the factor is ever another than 1."""
+        return self.name != "constant" or self.warmup > 0
+
     def at(self, step: int, begun_at: int, steps: int) -> float:
         """After `step` steps over all tasks, in a task that began after `begun_at` and takes `steps`."""
         return self.factor(step - begun_at if self.restart else step, steps)
