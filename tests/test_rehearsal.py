@@ -228,6 +228,17 @@ def test_joint_passes_over_every_row_so_far_once_an_epoch_mixed() -> None:
     assert method.store.seen == 36
 
 
+def test_each_seed_has_an_order_of_its_own_and_so_has_each_epoch() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        spy = Spy()
+        learner = Learner(models.mlp(3, (4,)), spy, scenario="class", epochs=2, batch_size=6, seed=seed)
+        learner.learn(Task(telling(["a", "b"], 0, 12)))
+        orders.append([int(row) for batch in spy.batches for row in batch.x[:, 2]])
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0][:12] != orders[0][12:]
+
+
 def test_the_distillation_oracle_is_torchs_cross_entropy() -> None:
     scores, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     expected = F.cross_entropy(scores / 2, (teacher / 2).softmax(1)) * 4

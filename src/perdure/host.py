@@ -165,7 +165,8 @@ class Attached(HostBase):
     def consolidate(self, rows: Any, count: int = 2000) -> None:
         """The data set is learnt (or, right after `begin`, known from before): importances, teachers, memory.
 
-        `rows` is a loader of (x, y) batches, of which `count` random rows are used, or anything that `Rows.of` takes.
+        `rows` is a loader of (x, y) batches, of which `count` random rows are used, or anything that `Rows.of` takes;
+        inputs as the model takes them.
         """
         self._expect("consolidate", "begin")
         train = _sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task))

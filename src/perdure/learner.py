@@ -100,13 +100,12 @@ class Learner(HostBase):
 
     def _begin_scratch(self) -> None:
         """What lives within a task only, or within a step."""
-        self.learning = False
+        self.number, self._row_cost, self.learning = 0, 0, False
         self.paused_randomness: dict[str, Tensor] | None = None
         self.loss = torch.zeros((), device=self.device)
         self._finite = Finite(self.device)
         self._held_out: tuple[Rows, Task] | None = None
         self._labelled: dict[int, tuple[Rows, Tensor | None]] = {}
-        self.number = self._row_cost = 0
         self._point: state.SavePoint | None = None
 
     # ---- learning ----
@@ -275,8 +274,8 @@ class Learner(HostBase):
     def ready(self, batch: Batch) -> Batch:
         """The batch with inputs converted, and with columns and allowed columns."""
         allowed = None if self.objective.dense else self.labels.allowed(batch.task)
-        columns = self.labels.column(batch)
-        return batch.replace(x=answers.convert(batch.x, self.device), columns=columns, allowed=allowed)
+        x = answers.convert(batch.x, self.device)
+        return batch.replace(x=x, columns=self.labels.column(batch), allowed=allowed)
 
     def column_groups(self, columns: int) -> list[Tensor]:
         """The first `columns` columns as sets that answer together."""
