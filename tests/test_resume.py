@@ -305,7 +305,7 @@ def test_no_save_point_is_written_of_a_state_that_is_not_finite(tmp_path):
     class Explode(Callback):
         def after_step(self, learner: Learner) -> None:
             if learner.clock.step == 20:
-                learner.optimizer.param_groups[0]["initial_lr"] = 1e30
+                learner.optimizer.param_groups[0]["lr"] = 1e30
 
     learner.callbacks.append(Explode())
     with pytest.raises(FloatingPointError):
