@@ -272,3 +272,19 @@ def test_predict_refuses_what_are_no_rows(x):
     learner.learn(FIRST)
     with pytest.raises(TypeError, match=r"cannot read rows|inputs must be numbers"):
         learner.predict(x)
+
+
+@pytest.mark.parametrize("x", [X[0], X[:3, :5], {"x": X[:3]}], ids=["one row", "narrow", "named"])
+def test_predict_says_which_rows_it_learnt_on_where_the_model_cannot_take_them(x):
+    learner = made()
+    learner.learn(FIRST)
+    with pytest.raises(ValueError, match=r"cannot take rows of shape .*; it learnt on .*float32', 12"):
+        learner.predict(x)
+    assert learner.predict(X[:1]).shape == (1,)
+
+
+def test_half_precision_rows_are_converted_for_the_model():
+    learner = made(method=methods.Replay(10))
+    for name in ("first", "second"):
+        learner.learn(Task((X.half().numpy(), Y), name=name))
+    assert torch.equal(learner.predict(X.half()), learner.predict(X.half().float()))

@@ -36,6 +36,11 @@ def test_help_and_version_do_without_torch_and_pydantic():
     assert "go on with it" in done.stdout
 
 
+def test_version_is_said_however_often_it_is_asked_for(capsys):
+    assert main(["--version", "--version"]) == 0
+    assert capsys.readouterr().out == f"perdure {perdure.__version__}\n"
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert main(["comapre", "x"]) == 2
     assert capsys.readouterr().err.strip().endswith("Did you mean 'compare'?")
@@ -57,6 +62,13 @@ def test_run_refuses_a_wrong_setting_before_anything_is_written(toml, capsys):
     assert "1 problem in" in said
     assert "methods[1].strengh: unknown ewc setting" in said
     assert not Path("there").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence_and_no_traceback(toml, capsys):
+    Path("taken").write_text("a file")
+    assert main(["run", str(toml), "--out", "taken"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("perdure: ") and "taken" in said
 
 
 def test_run_refuses_the_folder_of_another_experiment(toml, capsys):

@@ -83,6 +83,7 @@ def test_every_mistake_is_told_at_once_with_its_place_and_the_nearest_spelling()
             "benchmark.train",
             "expected the path of a file",
         ),
+        ({"benchmark": {"name": "parquet", "train": __file__}}, "benchmark", "needs rows to be examined on; add test"),
         ({"benchmark": {"name": "permuted-mnist"}, "scenarios": ["class"]}, "scenarios", "it offers task, domain"),
         ({"scenarios": ["domain"]}, "scenarios", "'domain' makes no sense on this benchmark; it offers task, class"),
         ({"scenarios": []}, "scenarios", "expected at least one entry"),

@@ -180,8 +180,3 @@ def test_arrays_are_a_dataset():
     assert repr(data) == "Dataset('mine', 4 train and 1 test rows)"
     with pytest.raises(ValueError, match="go together"):
         datasets.arrays(np.ones((4, 2)), [0] * 4, np.ones((1, 2)))
-
-
-def test_the_table_lists_every_dataset():
-    assert set(datasets.DATASETS) == {"mnist", "cifar10", "parquet", "arrays"}
-    assert all(build.__doc__ for build in datasets.DATASETS.values())

@@ -354,3 +354,9 @@ def test_torch_global_generator_is_left_alone() -> None:
     for policy in POLICIES:
         offered(policy("1 kB"), [50, 3]).draw(5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("capacity", [2e3, True, None])
+def test_a_capacity_that_is_no_size_is_refused_at_once(capacity: object):
+    with pytest.raises(TypeError, match="give a whole number of rows"):
+        Reservoir(capacity)  # type: ignore[arg-type]

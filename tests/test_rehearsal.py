@@ -243,3 +243,47 @@ def test_the_distillation_oracle_is_torchs_cross_entropy() -> None:
     scores, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     expected = F.cross_entropy(scores / 2, (teacher / 2).softmax(1)) * 4
     torch.testing.assert_close(cross_entropy(scores, teacher, 2.0), expected)
+
+
+class OneByOne(torch.utils.data.Dataset[Any]):
+    """Rows that are read one at a time."""
+
+    def __init__(self, label: int, rows: int) -> None:
+        self.label, self.rows = label, rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return torch.full((12,), float(self.label)), self.label
+
+
+def test_a_batch_of_stored_rows_alone_is_learnt_from_a_dataset_too() -> None:
+    spy = Spy()
+    learner = mlp_learner(methods.Joint() + spy, epochs=2)
+    learner.learn(Task(OneByOne(0, 64)))
+    learner.learn(Task(OneByOne(1, 3)))
+    assert any(bool((batch.task == 0).all()) for batch in spy.batches[16:])
+    assert learner.classes == [0, 1]
+
+
+class Mean(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 2)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        scores: Tensor = self.fc(x["frames"].sum(1))
+        return scores
+
+
+@pytest.mark.parametrize("method", [methods.Replay(20), methods.Joint()], ids=["replay", "joint"])
+def test_stored_float_inputs_of_other_lengths_are_padded_with_zeros(method: Method) -> None:
+    spy = Spy()
+    learner = Learner(models.adapt(Mean()), method + spy, scenario="class", batch_size=8)
+    for number, length in enumerate((4, 6, 2)):
+        learner.learn(Task(({"frames": torch.ones(16, length, 3)}, [number] * 16), name=str(number)))
+    lengths = (4, 6, 2)
+    for batch in spy.batches:
+        assert isinstance(batch.x, dict)
+        assert batch.x["frames"].sum((1, 2)).tolist() == [3 * lengths[number] for number in batch.task.tolist()]

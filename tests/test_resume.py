@@ -326,8 +326,22 @@ def test_weights_that_explode_in_the_very_last_step_are_noticed(tmp_path):
 
     learner = made([Look()], **settings | {"epochs": 1, "save_to": tmp_path / "file"})
     before = snapshot(learner)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="in task number 1, by step 1"):
         learner.learn(Task(Rows(1e4 * torch.eye(12)[:8], [0, 1] * 4), name="one step"))
     assert losses == [True]
     assert differences(before, snapshot(learner)) == []
     assert not (tmp_path / "file").exists()
+
+
+def test_after_a_failure_hooks_come_and_go_as_before():
+    learner, calls = made([Stop(3)]), []
+    before = learner.model.head.register_forward_hook(lambda *_: calls.append("before"))
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(STREAM[0])
+    calls.clear()
+    after = learner.model.head.register_forward_hook(lambda *_: calls.append("after"))
+    learner.model(torch.zeros(2, 12))
+    before.remove()
+    after.remove()
+    learner.model(torch.zeros(2, 12))
+    assert calls == ["before", "after"]

@@ -173,6 +173,7 @@ def test_fresh_begins_anew_and_touches_nothing_but_its_own_cells(tmp_path: Path)
     execute(planned(methods=["finetune"], scenarios=["class"]), tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     (tmp_path / "run" / "cells" / "mine.txt").write_text("mine")
+    (tmp_path / "run" / "cells" / "class-finetune-seed0" / ".state.perdure.1.tmp").write_text("left by a kill")
     found, _ = execute(planned(methods=["finetune"], scenarios=["task"]), tmp_path / "run", fresh=True)
     assert [cell["scenario"] for cell in found["cells"]] == ["task"]
     left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -232,3 +233,13 @@ def test_a_terminal_shows_a_bar_with_cell_loss_and_time_left(tmp_path: Path, mon
     assert "loss" in said.getvalue()
     assert "left" in said.getvalue()
     assert "learnt, accuracy so far" not in said.getvalue()
+
+
+def test_what_a_killed_process_had_half_written_is_swept_away(tmp_path: Path):
+    made = planned(methods=["finetune"], scenarios=["class"])
+    execute(made, tmp_path / "run")
+    left = [tmp_path / "run" / ".results.json.1.tmp", tmp_path / "run/cells/class-finetune-seed0/.state.perdure.1.tmp"]
+    for file in left:
+        file.write_bytes(b"half")
+    execute(made, tmp_path / "run")
+    assert not any(file.exists() for file in left)

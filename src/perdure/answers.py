@@ -24,7 +24,7 @@ def convert(x: Columns, device: torch.device) -> Columns:
         column = column.to(device, non_blocking=True)
         if column.dtype == torch.uint8:
             return column.to(torch.float32).div_(255)
-        return column.to(torch.float32) if column.dtype in (torch.float64, torch.bool) else column
+        return column.to(torch.float32) if column.dtype in (torch.float64, torch.float16, torch.bool) else column
 
     return column_map(one, x)
 
@@ -85,9 +85,24 @@ def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[
     with evaluating(learner.model):
         for index in chunks(torch.arange(len(rows)), CHUNK):
             x = convert(rows.read(index), learner.device)
-            with learner.autocast():
-                scores = learner.method.predict(learner, x, number)
+            try:
+                with learner.autocast():
+                    scores = learner.method.predict(learner, x, number)
+            except Exception as error:
+                if _like_learnt(learner, rows):
+                    raise
+                raise ValueError(
+                    f"the model cannot take rows of shape {rows.shape}; it learnt on {learner.inputs} ({error})"
+                ) from error
             yield x, scores.float()
+
+
+def _like_learnt(learner: Learner, rows: Rows) -> bool:
+    """Whether rows have the shape of those learnt on; of named columns the dimensions, as they may be padded."""
+    known, shape = learner.inputs or {}, rows.shape
+    if isinstance(shape, dict):
+        return {name: len(sizes) + 1 for name, sizes in shape.items()} == {name: k[1] for name, k in known.items()}
+    return known.get("x", [None])[1:] == list(shape)
 
 
 def _allowed(learner: Learner, home: list[int], rows: int) -> Tensor | None:

@@ -22,26 +22,26 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code: 0 done, 2 something in the request is wrong, 130 interrupted."""
     given = list(sys.argv[1:] if words is None else words)
     parser, commands = _parser()
-    if not given:
-        parser.print_help()
-        return DONE
-    if given == ["--version"]:
-        import perdure
-
-        print(f"perdure {perdure.__version__}")
-        return DONE
-    if not given[0].startswith("-") and given[0] not in commands:
+    if given and not given[0].startswith("-") and given[0] not in commands:
         from perdure.experiment.settings import unknown
 
         print(f"perdure: {unknown('command', given[0], commands)}", file=sys.stderr)
         return WRONG
     arguments = parser.parse_args(given, argparse.Namespace(words=given))
+    if arguments.version:
+        import perdure
+
+        print(f"perdure {perdure.__version__}")
+        return DONE
+    if "command" not in arguments:
+        parser.print_help()
+        return DONE
     from perdure.experiment.settings import RequestError
 
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
-    except RequestError as error:
+    except (RequestError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"perdure: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     run.add_argument("--fresh", action="store_true", help="begin anew: what lies in the folder is removed")
     run.set_defaults(command=_run)
 
-    demo = commands.add_parser("demo", help="five methods on Split MNIST, a few minutes", description=_demo.__doc__)
+    demo = commands.add_parser("demo", help="five methods on Split MNIST, about a minute", description=_demo.__doc__)
     demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs/demo"), help="runs/demo unless given")
     demo.set_defaults(command=_demo, fresh=False)
 

@@ -148,7 +148,8 @@ class Rows:
         if isinstance(source, Tensor | dict):
             x = column_map(lambda column: column.index_select(0, index), source)
         else:
-            x = sources.stack([source[row] for row in index.tolist()])
+            x = sources.stack([source[row] for row in index.tolist() or [0]])  # of no rows, too, the shape is asked for
+            x = column_map(lambda column: column[: len(index)], x)
         for fn in self._maps:
             x = fn(x)
         return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -102,14 +102,6 @@ def parquet(
         parts[1][0] if test is not None else None,
         sizes + (" The images are JPEG, which is lossy: results differ a little from the original's." if lossy else ""),
     )
-
-
-DATASETS: dict[str, Callable[..., Dataset]] = {
-    "mnist": mnist,
-    "cifar10": cifar10,
-    "parquet": parquet,
-    "arrays": arrays,
-}
 
 
 def _optional(module: str) -> Any:

@@ -73,7 +73,7 @@ class HostBase:
         for key, saved in states.items():
             name, device = key.rsplit("@", 1)
             if device in ("cpu", self.device.type):
-                self.generator(name, device).set_state(saved.cpu())
+                self.generator(name, "cpu" if device == "cpu" else None).set_state(saved.cpu())
 
 
 class Attached(HostBase):

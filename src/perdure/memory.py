@@ -12,9 +12,8 @@ Column = Tensor | dict[str, Tensor]  # one tensor, or named tensors of equal len
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _SMALLEST_ALLOCATION = 1024  # rows
-_COLUMN = (
-    "column/"  # a user's column is stored as "column/x" or "column/x/tokens", so it never meets "key" or "priority"
-)
+# A user's column is stored as "column/x" or "column/x/tokens", so it never meets "key" or "priority".
+_COLUMN = "column/"
 
 
 class Memory:
@@ -23,14 +22,18 @@ class Memory:
     capacity: rows (int), or bytes as in "10 MB" or "512 kB" (10**6 and 10**3), turned into rows at the first `add`:
     bytes // bytes of one row, with every column counted, and the rule's own (key and priority, 16 bytes) too.
     A column is a tensor [n, ...] or a dict of them. Its width (dim 1) may grow: stored rows are then padded with 0
-    (integers, booleans) or NaN (floats), and a byte capacity is worked out again; narrower rows are padded alike.
+    (integers, booleans, and all of column "x", which a model reads) or NaN (other floats), and a byte capacity is
+    worked out again; narrower rows are padded alike.
     Columns live on the device of the rows that were added first; decisions are taken on the CPU by an own generator,
     so the device does not change who is kept.
 
-    Errors: ValueError for a capacity below one row, and for columns whose names, lengths, types or shapes do not fit.
+    Errors: TypeError for a capacity that is no int or text; ValueError for one below one row, and for columns whose
+    names, lengths, types or shapes do not fit.
     """
 
     def __init__(self, capacity: int | str, seed: int = 0) -> None:
+        if isinstance(capacity, bool) or not isinstance(capacity, int | str):
+            raise TypeError(f"capacity is {capacity!r}; give a whole number of rows, or bytes as in '10 MB'")
         self.capacity = capacity
         self.seen = 0
         self._max_bytes = _parse_bytes(capacity) if isinstance(capacity, str) else None
@@ -129,7 +132,7 @@ class Memory:
         layout = {name: self._store[name] if name in self._store else new[:0] for name, new in batch.items()}
         widths = {name: max(_width(layout[name]), _width(new)) for name, new in batch.items()}
         if self._max_bytes is not None:
-            row_bytes = sum(_row_bytes(_padded(tensor[:0], widths[name])) for name, tensor in layout.items())
+            row_bytes = sum(_row_bytes(_padded(tensor[:0], widths[name], name)) for name, tensor in layout.items())
             rows = self._max_bytes // row_bytes
             if rows < 1:
                 raise ValueError(f"capacity {self.capacity!r} is below one row of {row_bytes} bytes; give more bytes")
@@ -138,7 +141,7 @@ class Memory:
                 slots = self._survivors(rows)
                 layout = {name: tensor.index_select(0, slots.to(tensor.device)) for name, tensor in layout.items()}
                 self._filled = rows
-        self._store = {name: _padded(tensor, widths[name]) for name, tensor in layout.items()}
+        self._store = {name: _padded(tensor, widths[name], name) for name, tensor in layout.items()}
 
     def _write(self, batch: dict[str, Tensor], rows: Tensor, slots: Tensor) -> None:
         needed = max(self._filled, int(slots.max()) + 1 if len(slots) else 0)
@@ -149,7 +152,7 @@ class Memory:
                 larger[: self._filled] = stored[: self._filled]
                 self._store[name] = stored = larger
             new = batch[name]
-            new = _padded(new.index_select(0, rows.to(new.device)), _width(stored))
+            new = _padded(new.index_select(0, rows.to(new.device)), _width(stored), name)
             stored.index_copy_(0, slots.to(stored.device), new.to(stored.device))
         self._filled = needed
 
@@ -302,10 +305,11 @@ def _row_bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape[1:]) * tensor.element_size()
 
 
-def _padded(tensor: Tensor, width: int) -> Tensor:
-    """The tensor with dim 1 filled up to `width`: NaN for floats, 0 for anything else."""
+def _padded(tensor: Tensor, width: int, name: str) -> Tensor:
+    """The tensor with dim 1 filled up to `width`: 0 for inputs and whole numbers, NaN for other floats."""
     missing = width - _width(tensor)
     if missing <= 0:
         return tensor
-    fill = math.nan if tensor.is_floating_point() else 0
+    inputs = f"{name}/".startswith(f"{_COLUMN}x/")
+    fill = math.nan if tensor.is_floating_point() and not inputs else 0
     return torch.cat([tensor, tensor.new_full((len(tensor), missing, *tensor.shape[2:]), fill)], dim=1)

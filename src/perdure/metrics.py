@@ -113,8 +113,8 @@ def learning_accuracy(matrix: Matrix) -> float | None:
 def intransigence(matrix: Matrix, reference: Matrix | None) -> float | None:
     """Mean over k < T of reference[k][k] - R[k][k]: what could not be learnt (Chaudhry et al., 2018, RWalk).
 
-    `reference` is the matrix of joint training on tasks 0..k; without it None. A task that is null on either side is
-    left out; a reference of fewer tasks is no reference: None.
+    The paper gives each term; the mean is ours. `reference` is the matrix of joint training on tasks 0..k; without it
+    None. A task that is null on either side is left out; a reference of fewer tasks is no reference: None.
     """
     if reference is None or len(reference) < len(matrix):
         return None
@@ -135,8 +135,8 @@ def minimum_accuracy(trace: Sequence[Evaluation] | None) -> float | None:
 def worst_case_accuracy(trace: Sequence[Evaluation] | None, matrix: Matrix) -> float | None:
     """R[T-1][T-1] / T + (1 - 1 / T) * min-ACC: WC-ACC of De Lange et al., 2023, at the end of the last task.
 
-    A lower bound of the average accuracy at the last evaluation. With one task it is R[0][0]. None without a trace,
-    where the trace does not reach the last task, or where one of the two terms is null.
+    A lower bound of the average accuracy where the last step was evaluated too. With one task it is R[0][0]. None
+    without a trace, where the trace does not reach the last task, or where one of the two terms is null.
     """
     tasks = len(matrix)
     if not trace or trace[-1]["task"] != tasks - 1:

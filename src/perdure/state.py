@@ -144,7 +144,8 @@ def own_randomness(learner: Learner) -> Iterator[None]:
         seed = seeded(learner.seed, "torch", learner.clock.task)
         torch.default_generator.manual_seed(seed)
         if learner.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(learner.device):
+                torch.cuda.manual_seed(seed)
     learner.learning, learner.paused_randomness = True, None
     try:
         yield

@@ -9,22 +9,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perdure.models.modes import evaluating
 
-Structure = list[tuple[nn.Module, dict[str, Any]]]
+Structure = list[tuple[nn.Module, dict[str, Any], dict[str, dict[Any, Any]]]]
 
 
 def capture(model: nn.Module) -> Structure:
     """Each module's attributes as they are now. Values of tensors are not copied: they are the state's affair."""
     return [
-        (module, {k: dict(v) if isinstance(v, dict) else v for k, v in vars(module).items()})
+        (module, dict(vars(module)), {k: dict(v) for k, v in vars(module).items() if isinstance(v, dict)})
         for module in model.modules()
     ]
 
 
 def restore(structure: Structure) -> None:
     """Undoes growth since `capture`: new parameters and modules are gone, old ones are the same objects."""
-    for module, attributes in structure:
+    for module, attributes, contents in structure:
         vars(module).clear()
-        vars(module).update({k: dict(v) if isinstance(v, dict) else v for k, v in attributes.items()})
+        vars(module).update(attributes)
+        for name, content in contents.items():  # in place: torch's handles of hooks refer to these very dicts
+            attributes[name].clear()
+            attributes[name].update(content)
 
 
 def multiply_adds(model: nn.Module, x: Any) -> int:

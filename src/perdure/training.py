@@ -146,8 +146,9 @@ class Finite:
     def refuse(self, clock: Clock) -> None:
         """Raises FloatingPointError if anything was not finite; waits for the device."""
         if not bool(self._flag):
+            task = repr(clock.name) if clock.begun else f"number {clock.task}"
             raise FloatingPointError(
-                f"the loss became NaN or infinite in task {clock.name!r}, by step {clock.step}: lower the learning "
+                f"the loss became NaN or infinite in task {task}, by step {clock.step}: lower the learning "
                 "rate, or set clip=1.0; the learner is back at its last save point"
             )
 

@@ -24,7 +24,7 @@ def permuted_mnist(tasks: int = 10, seed: int = 0) -> Stream:
 
 
 def rotated_mnist(tasks: int = 5, degrees: float = 180.0) -> Stream:
-    """MNIST, each task turned a little further, up to `degrees`."""
+    """MNIST, each task turned a little further: the i-th, counted from 0, by degrees * i / tasks."""
     return streams.rotated(datasets.mnist(), tasks, degrees=degrees)
 
 
@@ -53,6 +53,8 @@ def parquet(
     columns = () if column is None else (column,)
     if kind in ("by_column", "by_time") and column is None:
         raise ValueError(f'kind = "{kind}" needs the column to cut by; add column = "..."')
+    if test is None and kind != "by_time":
+        raise ValueError(f'kind = "{kind}" needs rows to be examined on; add test = "..."')
     dataset = datasets.parquet(train, test, x=x, label=label, columns=columns)
     if kind == "by_column":
         return streams.by_column(dataset, column or "")

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,13 +62,15 @@ class Folder:
                 except BlockingIOError:
                     said = f"another process runs in {self.path}; wait for it, or take another folder with --out"
                     raise FolderError(said) from None
+            for half_written in [*self.path.glob(".*.tmp"), *self.path.glob("cells/*/.*.tmp")]:
+                half_written.unlink()  # of a process that was killed: nobody else writes here now
             yield
 
     def claim(self, experiment: Mapping[str, Any], machine: MachinePart, fresh: bool) -> str:
         """Takes the folder for an experiment, new or the same as before; gives the time when it began.
 
         `experiment` is all that makes it this one and no other. Raises FolderError when another was begun there, unless
-        `fresh`, which removes its cells and results.
+        `fresh`, which removes its cells, results and report.
         """
         if self.config.exists() and not fresh:
             begun = self._begun()
@@ -78,10 +81,11 @@ class Folder:
                     "Take another folder with --out, or begin anew in this one with --fresh"
                 )
             return str(begun["started"])
-        for state in self.path.glob("cells/*/state.perdure"):
-            state.unlink()
-            state.parent.rmdir()
+        # A kill may have left a temporary file beside a state, or instead of it.
+        for cell in {file.parent for file in self.path.glob("cells/*/*state.perdure*")}:
+            shutil.rmtree(cell)
         self.results.unlink(missing_ok=True)
+        self.report.unlink(missing_ok=True)
         started = now()
         known = {"perdure": perdure.__version__, "started": started, "machine": machine.model_dump()}
         content = {**known, "config": experiment}

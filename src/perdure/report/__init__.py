@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from perdure.checkpoint import replace_file
 from perdure.report import charts, view, words
 
 SCHEMA = 1
@@ -13,8 +14,8 @@ QUALITY = ("average_accuracy", "forgetting", "backward_transfer", "learning_accu
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """Write the page of ``results`` (the content of a results.json) to ``path``."""
-    path.write_text(render(results), encoding="utf-8", newline="\n")
+    """Write the page of ``results`` (the content of a results.json) to ``path``, whole or not at all."""
+    replace_file(path, render(results).encode())
 
 
 def render(results: dict[str, Any]) -> str:
