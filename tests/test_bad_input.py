@@ -288,3 +288,29 @@ def test_half_precision_rows_are_converted_for_the_model():
     for name in ("first", "second"):
         learner.learn(Task((X.half().numpy(), Y), name=name))
     assert torch.equal(learner.predict(X.half()), learner.predict(X.half().float()))
+
+
+def test_predict_refuses_bytes_where_floats_were_learnt():
+    learner = made()
+    learner.learn(FIRST)
+    with pytest.raises(ValueError, match=r"x is uint8, .* divided by 255, but the learner learnt torch.float32"):
+        learner.predict(torch.zeros(2, 12, dtype=torch.uint8))
+
+
+def test_neither_predict_nor_evaluate_answers_rows_that_are_not_finite():
+    learner = made()
+    learner.learn(FIRST)
+    bad = X[:3].clone()
+    bad[1, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 3 rows hold NaN or infinity \(first: row 1\)"):
+        learner.predict(bad)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        learner.evaluate(Task(FIRST.train, (bad, [0, 1, 0]), name=FIRST.name))
+
+
+def test_loading_into_another_network_says_so(tmp_path):
+    learner = made()
+    learner.learn(FIRST)
+    learner.save(tmp_path / "file")
+    with pytest.raises(ValueError, match="this network is not the one that was learnt"):
+        Learner.load(tmp_path / "file", model=models.mlp(12, (5,)))

@@ -243,3 +243,9 @@ def test_what_a_killed_process_had_half_written_is_swept_away(tmp_path: Path):
         file.write_bytes(b"half")
     execute(made, tmp_path / "run")
     assert not any(file.exists() for file in left)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(FolderError, match="is a file; a run needs a folder"):
+        execute(planned(), tmp_path / "run")

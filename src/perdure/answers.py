@@ -82,6 +82,8 @@ def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any
 
 
 def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[Columns, Tensor]]:
+    rows.check()
+    _refuse_other_bytes(learner, rows)
     with evaluating(learner.model):
         for index in chunks(torch.arange(len(rows)), CHUNK):
             x = convert(rows.read(index), learner.device)
@@ -95,6 +97,19 @@ def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[
                     f"the model cannot take rows of shape {rows.shape}; it learnt on {learner.inputs} ({error})"
                 ) from error
             yield x, scores.float()
+
+
+def _refuse_other_bytes(learner: Learner, rows: Rows) -> None:
+    """uint8 is divided by 255, so it may not stand for numbers that were learnt as floats."""
+    first = rows.read(torch.zeros(1, dtype=torch.long))
+    found = first if isinstance(first, dict) else {"x": first}
+    for name, column in found.items():
+        learnt = (learner.inputs or {}).get(name, [""])[0]
+        if column.dtype == torch.uint8 and "float" in learnt:
+            raise ValueError(
+                f"{name} is uint8, which is taken for an image and divided by 255, but the learner learnt {learnt}: "
+                "convert it as for learning"
+            )
 
 
 def _like_learnt(learner: Learner, rows: Rows) -> bool:

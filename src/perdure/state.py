@@ -47,7 +47,10 @@ def apply(learner: Learner, tree: dict[str, Any]) -> None:
     tree = placed(clone(tree), learner.device)
     learner.clock = Clock(**tree["clock"])
     learner.inputs = tree["inputs"]
-    learner.model.load_state_dict(tree["weights"])
+    try:
+        learner.model.load_state_dict(tree["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"this network is not the one that was learnt: {error}") from error
     optim.load_state(learner.optimizer, learner.model, tree["optimizer"])
     learner.method.load_state(tree["memory"])
     load_state_of(learner.stopper, tree["stopper"])

@@ -52,6 +52,8 @@ class Folder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """No other process runs in the folder meanwhile; the lock dies with its process. Not on Windows."""
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file; a run needs a folder, take another with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             if sys.platform != "win32":
