@@ -1,7 +1,7 @@
 """The contract's table: one row a method, the stage on which it must beat plain descent, the mutants that must not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -151,7 +151,7 @@ def _permuted(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _mislabelled(batch: Batch) -> Batch:
     """The rows of the past say the other class of their task."""
-    return batch.replace(y=torch.where(batch.fresh, batch.y, 1 - batch.y))
+    return replace(batch, y=torch.where(batch.fresh, batch.y, 1 - batch.y))
 
 
 def _permute_labels(columns: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,8 +87,8 @@ def test_targets_and_scores_of_a_smaller_head_are_padded_with_nan():
 
 
 def test_dict_columns_of_different_width_are_padded_with_zero_at_the_end():
-    short = batch(1).replace(x={"tokens": torch.tensor([[5, 6]]), "age": torch.tensor([30.0])})
-    long = batch(1).replace(x={"tokens": torch.tensor([[7, 8, 9]]), "age": torch.tensor([40.0])})
+    short = replace(batch(1), x={"tokens": torch.tensor([[5, 6]]), "age": torch.tensor([30.0])})
+    long = replace(batch(1), x={"tokens": torch.tensor([[7, 8, 9]]), "age": torch.tensor([40.0])})
     joined = Batch.cat([short, long]).x
     assert joined["tokens"].tolist() == [[5, 6, 0], [7, 8, 9]]
     assert joined["age"].tolist() == [30.0, 40.0]
@@ -103,10 +104,10 @@ def test_rows_of_the_past_say_which_part_added_them():
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (batch(1).replace(y=None), "with labels and batches without"),
-        (batch(1).replace(x=torch.ones(1, 3, dtype=torch.uint8)), "torch.float32 in one and torch.uint8 in another"),
-        (batch(1).replace(x=torch.ones(1, 4)), r"different shapes: \[\(3,\), \(4,\)\]"),
-        (batch(1).replace(x={"a": torch.ones(1, 3)}), "differ in their columns"),
+        (replace(batch(1), y=None), "with labels and batches without"),
+        (replace(batch(1), x=torch.ones(1, 3, dtype=torch.uint8)), "torch.float32 in one and torch.uint8 in another"),
+        (replace(batch(1), x=torch.ones(1, 4)), r"different shapes: \[\(3,\), \(4,\)\]"),
+        (replace(batch(1), x={"a": torch.ones(1, 3)}), "differ in their columns"),
     ],
 )
 def test_batches_that_do_not_fit_together_are_refused(other, words):

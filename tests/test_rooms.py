@@ -31,7 +31,6 @@ FUNCTION_LINES, FILE_LINES, METHOD_FILE_LINES = 50, 400, 150
 NOT_A_METHOD = {"__init__.py"}
 PRINTS = {"cli.py"}
 SEEDS_TORCH = {"state.py", "models/head.py"}  # each gives torch's global generators back as they were
-NAMED_FIELDS = {"batch.py: Batch.replace"}  # the fields of a dataclass, by name
 
 DRAWS = {
     "rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like", "randn_like",
@@ -128,7 +127,7 @@ def forbidden(name: str, tree: ast.Module) -> Iterator[str]:
         if called.startswith(("nn.init.", "torch.nn.init.", "init.")) and not is_generator_given(node):
             yield f"{at} draws from torch's global generator: pass generator="
     for full, function in functions(tree):
-        if function.args.kwarg is not None and public(full) and f"{name}: {full}" not in NAMED_FIELDS:
+        if function.args.kwarg is not None and public(full):
             yield f"{full} takes **{function.args.kwarg.arg}: name what it takes"
     yield from (
         f"class {c.name} has no docstring" for c in classes(tree) if public(c.name) and not ast.get_docstring(c)

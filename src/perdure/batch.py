@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,10 +115,6 @@ class Batch:
     def select(self, index: Tensor) -> Batch:
         """The rows at `index` (whole numbers or a mask)."""
         return self._each(lambda column: column[index])
-
-    def replace(self, **fields: Any) -> Batch:
-        """A copy with the named fields changed."""
-        return dataclasses.replace(self, **fields)
 
     def _each(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ class Attached(HostBase):
         """
         self._expect("penalty", "project")
         batch = self.ready(self._current(outputs))
-        return self.method.penalty(self, batch if inputs is None else batch.replace(x=inputs), outputs)
+        return self.method.penalty(self, batch if inputs is None else replace(batch, x=inputs), outputs)
 
     def project(self) -> None:
         """After backward (and unscaling), before clipping and the optimizer's step: edits the gradients."""
@@ -227,7 +228,7 @@ class Attached(HostBase):
         if self.objective.dense:
             width = 0 if batch.y is None else batch.y.shape[1]
             columns = torch.arange(width, device=self.device).expand(len(batch), -1)
-        return batch.replace(columns=columns)
+        return replace(batch, columns=columns)
 
     def column_groups(self, columns: int) -> list[Tensor]:
         """All in one."""

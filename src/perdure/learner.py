@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,8 +83,7 @@ class Learner(HostBase):
         trained_by = optim.make(optimizer, model)  # last of what may be refused: nothing has changed so far
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
-        self.callbacks, self.augment = list(callbacks), augment
-        self.save_to, self.save_every = save_to, save_every
+        self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every
         self.cost, self.stopper = Cost(), Stopper(patience)
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
@@ -155,7 +155,7 @@ class Learner(HostBase):
         """One step of the optimizer on raw rows, and on those that the method adds."""
         batch = self.ready(self.method.replay(self, batch))
         if self.augment is not None:
-            batch = batch.replace(x=self.augment(batch.x, self.generator("augment")))
+            batch = replace(batch, x=self.augment(batch.x, self.generator("augment")))
         if self.schedule.moves:  # otherwise the rates are their owner's, who may have a scheduler of their own
             steps = self.settings.epochs * (self.clock.batches or 1)
             optim.set_rates(self.optimizer, self.schedule.at(self.clock.step, self.clock.begun_at, steps))
@@ -275,7 +275,7 @@ class Learner(HostBase):
         """The batch with inputs converted, and with columns and allowed columns."""
         allowed = None if self.objective.dense else self.labels.allowed(batch.task)
         x = answers.convert(batch.x, self.device)
-        return batch.replace(x=x, columns=self.labels.column(batch), allowed=allowed)
+        return replace(batch, x=x, columns=self.labels.column(batch), allowed=allowed)
 
     def column_groups(self, columns: int) -> list[Tensor]:
         """The first `columns` columns as sets that answer together."""
