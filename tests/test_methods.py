@@ -214,6 +214,7 @@ def test_below_the_cap_sgd_and_adam_pull_alike(make: Callable[..., Quadratic]) -
         method = make(strength=1e-3)
         pulls.append(projected(method, learnt(method, network(), tasks=3, optimizer=optimizer)))
     close(*pulls)
+    assert max(float(pull.abs().max()) for pull in pulls[0]) > 0
 
 
 # ---- importances ----
