@@ -171,6 +171,13 @@ class Row:
     make: Callable[[], Method]
     stage: Stage | None = None
     mutations: tuple[Mutation, ...] = ()
+    plain_at_first: bool = True  # on the first task it is plain descent, bit for bit
+    one_head: bool = True  # the model is the one it was given, with its one head
+    descends: bool = True  # it learns by steps of the optimizer, on every parameter
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        return self.make().scenarios
 
     def mutant(self, mutation: Mutation) -> Method:
         method = self.make()

@@ -26,6 +26,15 @@ every_row = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
 
 
+def in_scenarios(*scenarios: str, rows: Sequence[Row] = TABLE) -> Any:
+    """The rows in each of these scenarios that they declare."""
+    pairs = [(row, scenario) for row in rows for scenario in scenarios if scenario in row.scenarios]
+    return pytest.mark.parametrize(("row", "scenario"), pairs, ids=[f"{row.name}-{name}" for row, name in pairs])
+
+
+every_row_in_its_scenarios = in_scenarios(*SCENARIOS)
+
+
 def learner(method: Method, scenario: str, norm: bool = False, **settings: Any) -> Learner:
     """Small, with dropout and two epochs."""
     defaults = {"optimizer": OPTIMIZERS["adam"], "epochs": 2, "batch_size": 8, "seed": 3}
@@ -89,6 +98,10 @@ class TasksOnly(Method):
 
 @every_row
 def test_what_a_part_does_not_declare_is_refused_by_name(row: Row) -> None:
+    if "task" not in row.scenarios:
+        with pytest.raises(ValueError, match="tasks-only works in no scenario, so not in 'task'"):
+            learner(row.make() + TasksOnly(), "task")
+        return
     learner(row.make() + TasksOnly(), "task")
     for scenario in ("domain", "class"):
         with pytest.raises(ValueError, match=f"tasks-only works in scenario task, not '{scenario}'"):
@@ -158,7 +171,8 @@ def cut_in_the_middle(row: Row, scenario: str, optimizer: str, path: Any, step: 
 def check_resume(row: Row, scenario: str, optimizer: str, path: Any, step: int) -> None:
     """With batch norm and dropout in the model; every tensor and every number of the state, but for the seconds."""
     _, after_second, after_third = unbroken(row, scenario, optimizer)
-    assert len(after_third["optimizer"]["moments"]) == len(learner(row.make(), scenario, norm=True).params())
+    if row.one_head and row.descends:
+        assert len(after_third["optimizer"]["moments"]) == len(learner(row.make(), scenario, norm=True).params())
     assert differences(after_third, snapshot(cut_at_task_ends(row, scenario, optimizer, path))) == []
     loaded, going_on = cut_in_the_middle(row, scenario, optimizer, path, step)
     assert differences(after_second, snapshot(loaded)) == []
@@ -176,14 +190,14 @@ CUTS = [("task", "adam", 2), ("domain", "sgd", 6), ("class", "adamw", 6)]
 def test_stopped_and_resumed_equals_never_stopped(
     row: Row, scenario: str, optimizer: str, step: int, tmp_path: Any
 ) -> None:
+    scenario = scenario if scenario in row.scenarios else row.scenarios[0]
     check_resume(row, scenario, optimizer, tmp_path / "state", step)
 
 
 # ---- growth, composition, chance ----
 
 
-@every_row
-@pytest.mark.parametrize("scenario", ["task", "class"])
+@in_scenarios("task", "class", rows=[row for row in TABLE if row.one_head and row.descends])
 def test_it_works_over_the_edge_of_a_head_block(row: Row, scenario: str, tmp_path: Any) -> None:
     stream = small_stream(tasks=3, classes=7, rows=42)
     found = learn(row.make(), scenario, stream[:2])
@@ -204,8 +218,7 @@ def test_it_works_over_the_edge_of_a_head_block(row: Row, scenario: str, tmp_pat
     assert differences(snapshot(found), snapshot(again)) == []
 
 
-@every_row
-@every_scenario
+@every_row_in_its_scenarios
 def test_it_composes_with_replay(row: Row, scenario: str) -> None:
     replay = methods.Replay(20)
     both = learn(row.make() + replay, scenario, short_stream())
@@ -242,8 +255,7 @@ def test_a_second_owner_of_an_exclusive_hook_is_refused_by_both_names(row: Row, 
             row.make() + owner("first") + owner("second")
 
 
-@every_row
-@every_scenario
+@every_row_in_its_scenarios
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(row: Row, scenario: str) -> None:
     states = []
     for seed in (3, 3, 4):
@@ -259,15 +271,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(row: Row, sce
 # ---- it is no plain descent, and better where its paper says so ----
 
 
-@every_row
-@every_scenario
+@every_row_in_its_scenarios
 def test_only_from_the_second_task_on_is_it_anything_but_plain_descent(row: Row, scenario: str) -> None:
     own, plain = learner(row.make(), scenario), learner(methods.Finetune(), scenario)
     for place, task in enumerate(short_stream()[:2]):
         own.learn(task)
         plain.learn(task)
         same = differences(snapshot(plain)["weights"], snapshot(own)["weights"]) == []
-        assert same == (place == 0 or row.name == "finetune")
+        assert same == (row.name == "finetune" or (place == 0 and row.plain_at_first))
 
 
 def average_accuracy(make: Callable[[], Method], stage: Stage, seed: int) -> float:
@@ -343,8 +354,7 @@ def test_a_mutant_does_not_beat_plain_descent(row: Row, mutation: Mutation) -> N
 # ---- the future, and the cost ----
 
 
-@every_row
-@every_scenario
+@every_row_in_its_scenarios
 def test_what_is_still_to_come_plays_no_part(row: Row, scenario: str) -> None:
     def opened_one_by_one() -> Iterator[Task]:
         yield from short_stream()[:2]
@@ -364,7 +374,7 @@ def test_what_is_still_to_come_plays_no_part(row: Row, scenario: str) -> None:
 
 @every_row
 def test_memory_bytes_are_those_of_the_state(row: Row, tmp_path: Any) -> None:
-    found = learner(row.make(), "class")
+    found = learner(row.make(), row.scenarios[-1])
     for task in short_stream():
         found.learn(task)
         found.save(tmp_path / "state")

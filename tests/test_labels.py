@@ -68,7 +68,7 @@ def test_a_column_once_given_never_moves(scenario, heads):
 @pytest.mark.parametrize(("scenario", "heads"), TABLES, ids="-".join)
 def test_opening_again_what_the_state_lists_gives_the_same_table(scenario, heads):
     labels, again = opened(scenario, heads), Labels(scenario, heads)
-    for name, classes in labels.state():
+    for name, classes, _ in labels.state():
         again.open(name, classes)
     batch = rows(*TABLES[scenario, heads])
     assert torch.equal(labels.column(batch), again.column(batch))

@@ -186,7 +186,7 @@ def test_initialise_refuses_what_it_cannot_draw():
         models.initialise(models.adapt(Own()), generator())
     grown = models.mlp(4, (3,))
     grown.grow(2, generator())
-    with pytest.raises(ValueError, match="has 2 columns already"):
+    with pytest.raises(ValueError, match="knows classes already"):
         models.initialise(grown, generator())
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from perdure import inference
 from perdure.data import Batch, Columns, Label, Rows, Task, chunks, column_map
 from perdure.models import evaluating
+from perdure.spelling import one_of
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -29,11 +31,15 @@ def convert(x: Columns, device: torch.device) -> Columns:
     return column_map(one, x)
 
 
-def grade(learner: Learner, rows: Rows, task: Task) -> float | None:
+def grade(learner: Learner, rows: Rows, task: Task, infer: str | None = None) -> float | None:
     """The objective's grade on `rows` of a task; None where the task brings a label that the learner does not know."""
     home = learner.labels.home(task.name, task.classes)
     if home is None:
         return None
+    if infer is not None:
+        one_of("infer", infer, inference.HOW)
+        said = inferred(learner, rows, infer).argmax(1)
+        return float((said == rows.positions(learner.classes).cpu()).double().mean())
     number = learner.labels.revealed(task.name)
     columns = torch.tensor(home, device=learner.device)
     y = rows.positions(task.classes).to(learner.device)
@@ -53,6 +59,8 @@ def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, li
     """Probabilities (values, for regression) [n, answers] on the CPU, and the labels of the columns."""
     rows = Rows.of(x)
     name = task.name if isinstance(task, Task) else task
+    if name in inference.HOW and name not in learner.labels.tasks:
+        return inferred(learner, rows, name), learner.classes
     if not learner.labels.columns:
         raise ValueError("the learner has learnt nothing yet")
     if name is None and learner.labels.scenario == "task":
@@ -67,6 +75,27 @@ def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, li
         for _, scores in _scored(learner, rows, number):
             parts.append(learner.objective.answer(scores, _allowed(learner, home, len(scores)))[:, home].cpu())
     return torch.cat(parts), labels
+
+
+def inferred(learner: Learner, rows: Rows, how: str) -> Tensor:
+    """Probabilities [n, classes] on the CPU: those of the task that each row seems to be of, 0 for other labels."""
+    if learner.labels.scenario != "task" or learner.objective.name != "classification":
+        raise ValueError(f'task={how!r} infers the task, which needs scenario "task" and classification')
+    strangeness = inference.strangeness(learner, how)
+    classes, least = learner.classes, torch.full((len(rows),), float("inf"))
+    found = torch.zeros(len(rows), len(classes))
+    for number, name in enumerate(learner.labels.tasks):
+        home, labels = learner.labels.answers(name)
+        places, start = torch.tensor([classes.index(label) for label in labels]), 0
+        with torch.inference_mode():
+            for x, scores in _scored(learner, rows, number):
+                p = learner.objective.answer(scores, _allowed(learner, home, len(scores)))[:, home]
+                strange = strangeness(x, p, number).cpu()
+                nearer = (strange < least[start : start + len(p)]).nonzero()[:, 0]
+                least[start + nearer] = strange[nearer]
+                found[start + nearer] = torch.zeros(len(nearer), len(classes)).index_copy_(1, places, p.cpu()[nearer])
+                start += len(p)
+    return found
 
 
 def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any] | Tensor:

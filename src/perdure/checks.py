@@ -26,7 +26,8 @@ def parts(model: nn.Module, method: Method, settings: Settings) -> None:
             f"{type(model).__name__} cannot grow: wrap it, models.adapt(model, head='name of its last layer')"
         )
     if settings.scenario not in method.scenarios:
-        raise ValueError(f"{method.name} works in scenario {', '.join(method.scenarios)}, not {settings.scenario!r}")
+        known = f"scenario {', '.join(method.scenarios)}, not" if method.scenarios else "no scenario, so not in"
+        raise ValueError(f"{method.name} works in {known} {settings.scenario!r}")
     if settings.objective not in method.objectives:
         raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {settings.objective!r}")
     if method.owned:

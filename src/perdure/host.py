@@ -50,7 +50,7 @@ class HostBase:
     def params(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimizer trains, by name."""
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in self.model.named_parameters() if id(p) in trained}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in trained and p.requires_grad}
 
     def lr(self, p: nn.Parameter) -> float:
         """The learning rate of the parameter's group, now."""

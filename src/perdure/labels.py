@@ -26,15 +26,15 @@ class Labels:
         self.scenario, self.heads, self.dense = scenario, heads, dense
         self.classes: list[Label] = []
         self.tasks: dict[str, list[Label]] = {}
-        self.columns = 0
-        self.opened: list[tuple[str, list[Label]]] = []
+        self.columns = self.learnt = 0  # in all, and up to the last one that something was learnt for
+        self.opened: list[tuple[str, list[Label], bool]] = []
         self._column_of: list[list[int]] = []
         self._table = self._mask = self._number = torch.empty(0)
         self._partial = False
 
-    def open(self, name: str, classes: Sequence[Label]) -> int:
-        """Makes a task and its labels known; the task's number."""
-        self.opened.append((name, list(classes)))
+    def open(self, name: str, classes: Sequence[Label], ahead: bool = False) -> int:
+        """Makes a task and its labels known, to learn now or, for protocols that open all outputs, `ahead`."""
+        self.opened.append((name, list(classes), ahead))
         self.classes += [label for label in classes if label not in self.classes]
         if name not in self.tasks:
             self.tasks[name] = []
@@ -45,6 +45,8 @@ class Labels:
                 columns.append(self._new_column(label, len(known)))
                 known.append(label)
                 self.columns = max(self.columns, columns[-1] + 1)
+        if not ahead:
+            self.learnt = max(self.learnt, *(column + 1 for column in columns))
         self._tabulate()
         return self.number(name)
 
@@ -115,7 +117,7 @@ class Labels:
 
     def state(self) -> list[Any]:
         """What was opened, in order; `open` replays it."""
-        return [[name, list(classes)] for name, classes in self.opened]
+        return [[name, list(classes), ahead] for name, classes, ahead in self.opened]
 
     @property
     def _separate(self) -> bool:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from perdure import answers, checkpoint, checks, models, optim, state, structure
 from perdure.callbacks import Callback
-from perdure.data import Batch, Columns, Label, Rows, Task, column_map
-from perdure.host import HostBase
+from perdure.data import Batch, Columns, Label, Rows, Task
+from perdure.inference import Means
 from perdure.labels import Labels
 from perdure.method import Method
 from perdure.models.modes import learning
+from perdure.offers import Offers
 from perdure.seeds import seeded
 from perdure.training import Cost, Finite, Settings, Stopper, batches_of, hold_out
 
@@ -30,12 +31,13 @@ HEALTH_CHECK_STEPS = 100
 Augment = Callable[[Columns, torch.Generator], Columns]
 
 
-class Learner(HostBase):
+class Learner(Offers):
     """Learns tasks one after another, by a method, in a scenario, and keeps the list of the user's labels.
 
     scenario    "class": one column a label, task hidden; "domain": one head, a label's column is its position in
                 `task.classes`; "task": a head a task, task revealed (heads="shared": one column a label)
     objective   "classification" | "multi-label" | "regression"
+    epochs      passes over a task's rows; steps: optimizer steps a task instead, however many passes they make
     optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
     schedule    "constant" | "linear" | "cosine" | "exponential", or a dict of the settings of `optim.Schedule`
     clip        largest norm of the gradient, after the method has spoken
@@ -58,6 +60,7 @@ class Learner(HostBase):
         objective: str = "classification",
         heads: str = "separate",
         epochs: int = 1,
+        steps: int | None = None,
         batch_size: int = 128,
         seed: int = 0,
         optimizer: optim.Spec = "adam",
@@ -76,15 +79,16 @@ class Learner(HostBase):
         self.schedule = optim.Schedule.of(schedule)
         self.settings = Settings(
             scenario, objective, heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate, precision,
-            validation, patience, optim.recorded(optimizer),
+            validation, patience, optim.recorded(optimizer), steps,
         )  # fmt: skip
         checks.parts(model, method, self.settings)
+        model = method.remodel(model)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         trained_by = optim.make(optimizer, model)  # last of what may be refused: nothing has changed so far
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
         self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every
-        self.cost, self.stopper = Cost(), Stopper(patience)
+        self.cost, self.stopper, self.means = Cost(), Stopper(patience), Means()
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
         model.to(self.device)
@@ -100,7 +104,7 @@ class Learner(HostBase):
 
     def _begin_scratch(self) -> None:
         """What lives within a task only, or within a step."""
-        self.number, self._row_cost, self.learning = 0, 0, False
+        self.number, self.row_cost, self.learning = 0, 0, False
         self.paused_randomness: dict[str, Tensor] | None = None
         self.loss = torch.zeros((), device=self.device)
         self._finite = Finite(self.device)
@@ -120,12 +124,13 @@ class Learner(HostBase):
                 self._open(task)
                 self._tell(lambda callback: callback.before_task(self, task))
             self.number = self.labels.number(task.name)
-            self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+            self.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
                 self.stopper.finish(self.model)
             with self.cost.timed("consolidate_seconds"):
                 self.method.end(self, lesson)
+                self.means.note(self, lesson)
             self._measure_size()
             self._tell(lambda callback: callback.after_task(self, task))
             self.clock.close()
@@ -133,7 +138,7 @@ class Learner(HostBase):
 
     def epochs(self) -> Iterator[int]:
         """The passes over the open task's rows that are still to be made."""
-        while self.clock.epoch < self.settings.epochs and not self.stopper.stopped:
+        while not self._enough and not self.stopper.stopped:
             yield self.clock.epoch
 
     def epoch(self, rows: Rows, past: dict[str, Any] | None = None) -> None:
@@ -142,9 +147,10 @@ class Learner(HostBase):
         draws = torch.Generator().manual_seed(seeded(self.seed, "order", self.clock.task, self.clock.epoch))
         size = self.settings.batch_size * self.settings.accumulate
         batches = batches_of(torch.randperm(total, generator=draws), size)
-        self.clock.batches = len(batches)
-        for index in batches[self.clock.batch :]:
-            self.step(self.read(rows, index) if past is None else self._mixed(rows, past, index))
+        taken = self.clock.step - self.clock.begun_at
+        self.clock.steps = self.settings.steps or self.settings.epochs * len(batches)
+        for index in batches[self.clock.batch :][: self.clock.steps - taken if self.settings.steps else None]:
+            self.step(self.read(rows, index) if past is None else self.mixed(rows, past, index))
             self._save_if_due()
         self.clock.next_epoch()
         if self._held_out is not None:
@@ -157,8 +163,8 @@ class Learner(HostBase):
         if self.augment is not None:
             batch = replace(batch, x=self.augment(batch.x, self.generator("augment")))
         if self.schedule.moves:  # otherwise the rates are their owner's, who may have a scheduler of their own
-            steps = self.settings.epochs * (self.clock.batches or 1)
-            optim.set_rates(self.optimizer, self.schedule.at(self.clock.step, self.clock.begun_at, steps))
+            at = self.schedule.at(self.clock.step, self.clock.begun_at, self.clock.steps or 1)
+            optim.set_rates(self.optimizer, at)
         self.optimizer.zero_grad()
         outputs = self._backward(batch)
         self.method.project(self, batch)
@@ -167,7 +173,7 @@ class Learner(HostBase):
         self.optimizer.step()
         self.method.after_step(self, batch, outputs)
         self.clock.tick()
-        self.cost.multiply_adds += 3 * len(batch) * self._row_cost
+        self.cost.multiply_adds += 3 * len(batch) * self.row_cost
         if self.clock.step % HEALTH_CHECK_STEPS == 0:
             self._finite.refuse(self.clock)
         self._tell(lambda callback: callback.after_step(self))
@@ -212,7 +218,7 @@ class Learner(HostBase):
             self.clock.open(name, task.fingerprint)
             self.number = self.labels.number(name)
             self.inputs = self.inputs or checks.inputs(task.train)
-            self._row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+            self.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             self.method.end(self, task)
             self._measure_size()
             self.clock.close(done=False)
@@ -226,21 +232,25 @@ class Learner(HostBase):
 
     # ---- answering ----
 
-    def evaluate(self, stream: Task | Iterable[Task]) -> Any:
+    def evaluate(self, stream: Task | Iterable[Task], infer: str | None = None) -> Any:
         """The grade on each task's test rows: a row of the accuracy matrix; one number for one task. Changes nothing.
 
-        None where a task brings a label, or in scenario "task" a task, that the learner does not know.
+        None where a task brings a label, or in scenario "task" a task, that the learner does not know. With
+        `infer`, "entropy" or "nearest-mean", scenario "task" does not reveal the task: see `perdure.inference`.
         """
         tasks = [stream] if isinstance(stream, Task) else list(stream)
         without = [task.name for task in tasks if task.test is None]
         if without:
             raise ValueError(f"task {without[0]!r} has no test rows: pass Task(train, test)")
         with self.cost.timed("evaluate_seconds"):
-            row = [answers.grade(self, task.test, task) for task in tasks if task.test is not None]
+            row = [answers.grade(self, task.test, task, infer) for task in tasks if task.test is not None]
         return row[0] if isinstance(stream, Task) else row
 
     def predict(self, x: Any, task: Task | str | None = None) -> list[Any] | Tensor:
-        """The user's own labels: a tensor of ints, a list of strings, or lists of labels; for regression the values."""
+        """The user's own labels: a tensor of ints, a list of strings, or lists of labels; for regression the values.
+
+        Scenario "task" needs `task`: a known one, or "entropy" or "nearest-mean" to infer it, see `perdure.inference`.
+        """
         return answers.labelled(self, *answers.proba(self, x, task))
 
     def predict_proba(self, x: Any, task: Task | str | None = None) -> Tensor:
@@ -256,44 +266,6 @@ class Learner(HostBase):
     def tasks(self) -> dict[str, list[Label]]:
         """The known tasks by name, each with its labels."""
         return {name: list(classes) for name, classes in self.labels.tasks.items()}
-
-    # ---- what a host offers ----
-
-    @property
-    def columns(self) -> int:
-        """How many columns of scores the model knows."""
-        return self.labels.columns
-
-    def read(self, rows: Rows, index: Tensor) -> Batch:
-        """Rows of the open task, on the device, their inputs still raw."""
-        x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))
-        y = self._positions(rows)
-        task = torch.full((len(index),), self.number, device=self.device)
-        return Batch(x=x, y=None if y is None else y[index].to(self.device), task=task)
-
-    def ready(self, batch: Batch) -> Batch:
-        """The batch with inputs converted, and with columns and allowed columns."""
-        allowed = None if self.objective.dense else self.labels.allowed(batch.task)
-        x = answers.convert(batch.x, self.device)
-        return replace(batch, x=x, columns=self.labels.column(batch), allowed=allowed)
-
-    def column_groups(self, columns: int) -> list[Tensor]:
-        """The first `columns` columns as sets that answer together."""
-        return self.labels.groups(columns)
-
-    def balance_key(self, batch: Batch) -> Tensor:
-        """The number of each row's label."""
-        return self.labels.key(batch)
-
-    def spend(self, forward: int, backward: int = 0) -> None:
-        """Notes rows that went through the model outside a step."""
-        self.cost.multiply_adds += (forward + 2 * backward) * self._row_cost
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 where so set."""
-        if self.settings.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
 
     # ---- state ----
 
@@ -326,44 +298,49 @@ class Learner(HostBase):
             own.model, own.method, **own.settings, optimizer=own.optimizer, callbacks=callbacks, augment=augment,
             device=device, save_to=save_to, save_every=save_every,
         )  # fmt: skip
-        for name, classes in tree["labels"][len(learner.labels.opened) :]:
-            learner._grow(name, classes)
+        for name, classes, ahead in tree["labels"][len(learner.labels.opened) :]:
+            learner._grow(name, classes, ahead)
         state.apply(learner, tree)
         learner._measure_size()
         return learner
 
+    def open_ahead(self, tasks: Iterable[Task]) -> None:
+        """Opens the columns of tasks to come, as protocols do that start with all outputs. No learner in use can.
+
+        Raises RuntimeError once something is learnt.
+        """
+        if self.clock.begun or self.clock.task:
+            raise RuntimeError("all outputs are opened before the first task is learnt, or one by one")
+        for task in tasks:
+            self._grow(task.name, task.classes, ahead=True)
+
     def relabel(self, opened: list[Any]) -> None:
         """The labels of a state, for a model that has their columns."""
         self.labels = Labels(self.settings.scenario, self.settings.heads, self.objective.dense)
-        for name, classes in opened:
-            self.labels.open(name, classes)
+        for name, classes, ahead in opened:
+            self.labels.open(name, classes, ahead)
         self.labels.to(self.device)
 
     # ---- inside ----
+
+    @property
+    def _enough(self) -> bool:
+        """Whether the open task has had its steps or epochs."""
+        if self.settings.steps is not None:
+            return self.clock.step - self.clock.begun_at >= self.settings.steps
+        return self.clock.epoch >= self.settings.epochs
 
     def _open(self, task: Task) -> None:
         self._grow(task.name, task.classes)
         self.clock.open(task.name, task.fingerprint)
         self.inputs = self.inputs or checks.inputs(task.train)
 
-    def _grow(self, name: str, classes: Sequence[Label]) -> None:
+    def _grow(self, name: str, classes: Sequence[Label], ahead: bool = False) -> None:
         before = {id(p) for p in self.model.parameters()}
-        self.labels.open(name, classes)
+        self.labels.open(name, classes, ahead)
         self.model.grow(self.labels.columns, self.generator("growth", "cpu"))  # type: ignore[operator]
         optim.join(self.optimizer, self.model, before)
         self.labels.to(self.device)
-
-    def _mixed(self, rows: Rows, past: dict[str, Any], index: Tensor) -> Batch:
-        new, old = index[index < len(rows)], index[index >= len(rows)] - len(rows)
-        drawn = {name: column_map(lambda part: part[old.to(part.device)], column) for name, column in past.items()}
-        return Batch.cat([self.read(rows, new), Batch.past(drawn, origin=1)])
-
-    def _positions(self, rows: Rows) -> Tensor | None:
-        """The rows' labels as positions, worked out once a task."""
-        if id(rows) not in self._labelled:
-            known = self.labels.tasks[self.clock.name]
-            self._labelled[id(rows)] = (rows, rows.positions(known) if rows.classes else None)
-        return self._labelled[id(rows)][1]
 
     def _save_if_due(self) -> None:
         if self._point is not None and time.monotonic() - self._point.taken >= self.save_every:

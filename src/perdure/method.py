@@ -20,8 +20,8 @@ EXCLUSIVE = ("fit", "task_loss", "predict")
 class Clock:
     """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
 
-    `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `batches` the
-    number of batches an epoch where it is known.
+    `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `steps` the number
+    that the open task will take, where it is known.
     """
 
     task: int = 0
@@ -30,7 +30,7 @@ class Clock:
     step: int = 0
     begun: bool = False
     begun_at: int = 0
-    batches: int | None = None
+    steps: int | None = None
     name: str = ""
     fingerprint: str = ""
 
@@ -52,7 +52,7 @@ class Clock:
     def close(self, done: bool = True) -> None:
         """The open task is over: learnt (`done`), or given up."""
         self.task += int(done)
-        self.begun, self.name, self.fingerprint, self.batches = False, "", "", None
+        self.begun, self.name, self.fingerprint, self.steps = False, "", "", None
         self.epoch, self.batch = 0, 0
 
 
@@ -204,6 +204,17 @@ class Method:
         scores: Tensor = learner.model(x)
         return scores
 
+    # Asked of the owner of `predict`, too.
+
+    def features(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
+        """What the head sees of inputs that are ready for the model, [n, features]; raises AttributeError without."""
+        found: Tensor = learner.model.features(x)  # type: ignore[operator]
+        return found
+
+    def remodel(self, model: nn.Module) -> nn.Module:
+        """The network that the Learner shall learn with; another one where the method brings its own architecture."""
+        return model
+
     # What follows is written once, for all methods.
 
     def __add__(self, other: Method) -> Compose:
@@ -332,6 +343,16 @@ class Compose(Method):
     def predict(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
         """The owner's."""
         return owner(self, "predict").predict(learner, x, task)
+
+    def features(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
+        """Those of the owner of `predict`."""
+        return owner(self, "predict").features(learner, x, task)
+
+    def remodel(self, model: nn.Module) -> nn.Module:
+        """Every part, in order."""
+        for part in self.parts:
+            model = part.remodel(model)
+        return model
 
     def settings(self) -> dict[str, Any]:
         """The parts' settings."""

@@ -35,6 +35,7 @@ def collect(learner: Learner) -> dict[str, Any]:
         "optimizer": optim.state(learner.optimizer, model),
         "memory": learner.method.state(),
         "stopper": state_of(learner.stopper),
+        "means": state_of(learner.means),
         "callbacks": [[type(c).__name__, c.state()] for c in learner.callbacks if memory_fields(c)],
         "generators": learner.chance(),
         "randomness": randomness(learner.device) if drawing else learner.paused_randomness,
@@ -54,6 +55,7 @@ def apply(learner: Learner, tree: dict[str, Any]) -> None:
     optim.load_state(learner.optimizer, learner.model, tree["optimizer"])
     learner.method.load_state(tree["memory"])
     load_state_of(learner.stopper, tree["stopper"])
+    load_state_of(learner.means, tree["means"])
     waiting = list(tree["callbacks"])
     for callback in (c for c in learner.callbacks if memory_fields(c)):
         found = next((item for item in waiting if item[0] == type(callback).__name__), None)

@@ -30,6 +30,7 @@ class Training(BaseModel):
     model_config = settings.CHECKED
 
     epochs: PositiveInt = 1
+    steps: PositiveInt | None = None
     batch_size: PositiveInt = 128
     optimizer: str | dict[str, Any] = {}
     schedule: str | dict[str, Any] | None = None
@@ -40,6 +41,7 @@ class Training(BaseModel):
     validation: float | None = Field(default=None, gt=0, lt=1)
     patience: PositiveInt | None = None
     heads: Literal["separate", "shared"] | None = None
+    protocol: Literal["as they come", "all outputs"] = "as they come"
 
 
 class Experiment(BaseModel):

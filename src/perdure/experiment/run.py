@@ -118,8 +118,8 @@ class Run:
                 )
             except CheckpointError as error:
                 raise RequestError(f"{error}; or delete it: its cell begins anew") from None
-        training = experiment.training.model_dump(exclude={"heads"})
-        return Learner(
+        training = experiment.training.model_dump(exclude={"heads", "protocol"})
+        learner = Learner(
             models.build(self.plan.recipe),
             cell.entry.build(),
             scenario=cell.scenario,
@@ -130,6 +130,9 @@ class Run:
             save_every=experiment.save_every,
             **training,
         )
+        if experiment.training.protocol == "all outputs":
+            learner.open_ahead(self.plan.stream)
+        return learner
 
     def write(self, cells: Sequence[Cell]) -> Results:
         """The results so far, in the order of the cells, and the report on them."""
@@ -218,6 +221,8 @@ def cells(plan: Plan) -> list[Cell]:
 def expected_steps(plan: Plan, cell: Cell) -> int:
     """How many optimizer steps a cell should take: joint training takes every task again at each."""
     training = plan.experiment.training
+    if training.steps is not None:
+        return training.steps * len(plan.stream)
     rows = [len(task.train) for task in plan.stream]
     if training.validation is not None:
         rows = [count - round(count * training.validation) for count in rows]

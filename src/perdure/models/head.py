@@ -106,6 +106,11 @@ class Network(nn.Module):
         self.body = body
         self.head = Head(width)
 
+    @property
+    def grown(self) -> bool:
+        """Whether it knows any class."""
+        return self.head.columns > 0
+
     def features(self, x: Tensor) -> Tensor:
         """What the head sees: [n, ...] -> [n, width]."""
         found: Tensor = self.body(x)

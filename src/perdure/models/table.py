@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from perdure.models.convnet import convnet
-from perdure.models.head import Network, own_seed
+from perdure.models.head import own_seed
 from perdure.models.mlp import mlp
 from perdure.models.resnet import resnet18
 from perdure.spelling import hint
 
-MODELS: dict[str, Callable[..., Network]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
+MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
 
 
-def build(recipe: Mapping[str, Any]) -> Network:
+def build(recipe: Mapping[str, Any]) -> nn.Module:
     """Make a built-in model from its recipe, {"name": "mlp", "settings": {"inputs": 784}}.
 
     Raises ValueError for an unknown name or setting, with the nearest spelling.
@@ -40,12 +40,13 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
     Drawn on the CPU, so that the same generator gives the same weights on every device. Raises ValueError for a model
     that has no recipe, or whose head has grown.
     """
-    if not isinstance(model, Network):
+    recipe = getattr(model, "recipe", None)
+    if recipe is None:
         raise ValueError(f"{type(model).__name__} has no recipe; only a built-in model can be initialised")
-    if model.head.columns:
-        raise ValueError(f"the head has {model.head.columns} columns already; initialise a model before it grows")
+    if model.grown:
+        raise ValueError("the model knows classes already; initialise it before it grows")
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    fresh = build(model.recipe)
+    fresh = build(recipe)
     with own_seed(seed):
         for module in fresh.modules():  # in the order of definition, which is the order in which factories draw
             reset = getattr(module, "reset_parameters", None)
@@ -56,9 +57,10 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 def untouched(model: nn.Module) -> bool:
     """Tell whether a model is a built-in as its factory made it: nothing trained, loaded or grown."""
-    if not isinstance(model, Network) or model.head.columns:
+    recipe = getattr(model, "recipe", None)
+    if recipe is None or model.grown:
         return False
-    fresh, state = build(model.recipe).state_dict(), model.state_dict()
+    fresh, state = build(recipe).state_dict(), model.state_dict()
     return fresh.keys() == state.keys() and all(
         torch.equal(tensor.cpu(), fresh[name].to(tensor.dtype)) for name, tensor in state.items()
     )

@@ -1,0 +1,76 @@
+"""What the Learner offers its method: rows with the columns of the scenario, groups of columns, the count of work."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure import answers
+from perdure.data import Batch, Rows, column_map
+from perdure.host import HostBase
+from perdure.labels import Labels
+from perdure.training import Cost, Settings
+
+
+class Offers(HostBase):
+    """A host whose rows are those of tasks, and whose labels have columns by scenario."""
+
+    settings: Settings
+    labels: Labels
+    cost: Cost
+    number: int
+    row_cost: int
+    _labelled: dict[int, tuple[Rows, Tensor | None]]
+
+    @property
+    def columns(self) -> int:
+        """How many columns of scores the model has something to say in."""
+        return self.labels.learnt
+
+    def read(self, rows: Rows, index: Tensor) -> Batch:
+        """Rows of the open task, on the device, their inputs still raw."""
+        x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))
+        y = self._positions(rows)
+        task = torch.full((len(index),), self.number, device=self.device)
+        return Batch(x=x, y=None if y is None else y[index].to(self.device), task=task)
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch with inputs converted, and with columns and allowed columns."""
+        allowed = None if self.objective.dense else self.labels.allowed(batch.task)
+        x = answers.convert(batch.x, self.device)
+        return replace(batch, x=x, columns=self.labels.column(batch), allowed=allowed)
+
+    def column_groups(self, columns: int) -> list[Tensor]:
+        """The first `columns` columns as sets that answer together."""
+        return self.labels.groups(columns)
+
+    def balance_key(self, batch: Batch) -> Tensor:
+        """The number of each row's label."""
+        return self.labels.key(batch)
+
+    def spend(self, forward: int, backward: int = 0) -> None:
+        """Notes rows that went through the model outside a step."""
+        self.cost.multiply_adds += (forward + 2 * backward) * self.row_cost
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 where so set."""
+        if self.settings.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def mixed(self, rows: Rows, past: dict[str, Any], index: Tensor) -> Batch:
+        """Rows of the open task and stored ones: `index` numbers the former first, then the latter."""
+        new, old = index[index < len(rows)], index[index >= len(rows)] - len(rows)
+        drawn = {name: column_map(lambda part: part[old.to(part.device)], column) for name, column in past.items()}
+        return Batch.cat([self.read(rows, new), Batch.past(drawn, origin=1)])
+
+    def _positions(self, rows: Rows) -> Tensor | None:
+        """The rows' labels as positions, worked out once a task."""
+        if id(rows) not in self._labelled:
+            known = self.labels.tasks[self.clock.name]
+            self._labelled[id(rows)] = (rows, rows.positions(known) if rows.classes else None)
+        return self._labelled[id(rows)][1]
