@@ -68,6 +68,14 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     known.add_argument("what", choices=list(_LISTS), help="the kind of thing")
     known.set_defaults(command=_list)
 
+    again = commands.add_parser("reproduce", help="a published table, ours beside it", description=_reproduce.__doc__)
+    again.add_argument("table", help="as in `perdure list tables`")
+    again.add_argument("--jobs", type=int, default=2, metavar="N", help="lines at a time, one thread each")
+    again.add_argument("--only", action="append", default=[], metavar="LINE", help="a line or a method of the table")
+    again.add_argument("--out", type=Path, metavar="FOLDER", default=Path("results"), help="results unless given")
+    again.add_argument("--fresh", action="store_true", help="run finished lines again")
+    again.set_defaults(command=_reproduce)
+
     compare = commands.add_parser("compare", help="several runs as one table", description=_compare.__doc__)
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its results.json")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
@@ -115,6 +123,14 @@ def _execute(plan: Plan, out: Path, arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _reproduce(arguments: argparse.Namespace) -> int:
+    """Run a published protocol: our numbers beside the paper's, into RESULTS.md and a report. Stopped, it goes on."""
+    from perdure.experiment.reproduce import reproduce
+
+    reproduce(arguments.table, arguments.out, _console(), arguments.jobs, arguments.only, arguments.fresh)
+    return DONE
+
+
 def _list(arguments: argparse.Namespace) -> int:
     """What there is, with settings and their defaults."""
     for name, sentences in _LISTS[arguments.what]():
@@ -152,10 +168,19 @@ def _models() -> Iterable[tuple[str, list[str]]]:
         yield name, [_first(factory), _settings(of_callable(factory, FROM_DATA))]
 
 
+def _tables() -> Iterable[tuple[str, list[str]]]:
+    from perdure.experiment.table import load, names
+
+    for name in names():
+        table = load(name)
+        yield name, [table.title, f"{len(list(table.lines()))} lines, about {table.hours:g} hours on two cores"]
+
+
 _LISTS: dict[str, Callable[[], Iterable[tuple[str, list[str]]]]] = {
     "methods": _methods,
     "benchmarks": _benchmarks,
     "models": _models,
+    "tables": _tables,
 }
 
 

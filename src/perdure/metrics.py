@@ -25,15 +25,18 @@ class Record(Callback):
 
     stream    the tasks to evaluate on, all of them, after each one
     every     steps between evaluations within a task (the stability gap); 0 for none
+    infer     ways of task inference to grade at the end of the stream, in scenario "task"
     initial   the grades before anything was learnt, where the first task's labels allow an answer
     accuracy  the matrix so far
     """
 
     stream: Sequence[Task]
     every: int = 0
+    infer: tuple[str, ...] = ()
     initial: list[float | None] | None = memory(lambda: None)
     accuracy: list[list[float | None]] = memory(list)
     trace: list[Evaluation] = memory(list)
+    inferred: dict[str, float] = memory(dict)
 
     def before_task(self, learner: Learner, task: Task) -> None:
         """Notes the untrained model's grades."""
@@ -49,6 +52,8 @@ class Record(Callback):
     def after_task(self, learner: Learner, task: Task) -> None:
         """Notes a row of the matrix."""
         self.accuracy.append(learner.evaluate(self.stream))
+        if learner.clock.task == len(self.stream) - 1 and learner.settings.scenario == "task":
+            self.inferred = {way: fmean(learner.evaluate(self.stream, infer=way)) for way in self.infer}
 
 
 class Evaluation(TypedDict):

@@ -55,6 +55,7 @@ class Experiment(BaseModel):
     methods: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     eval_every: NonNegativeInt = 0
+    infer: tuple[Literal["entropy", "nearest-mean"], ...] = ()
     save_every: PositiveFloat = 10.0
     threads: PositiveInt = 1
     model: str | dict[str, Any] | None = None

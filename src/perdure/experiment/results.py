@@ -54,7 +54,7 @@ class EvaluationPart(_Part):
 
 
 class CellPart(_Part):
-    """One method in one scenario with one seed.
+    """One method in one scenario with one seed. `inferred`: average accuracy where the task is inferred, by way.
 
     `accuracy[i][j]` is the accuracy on task j after learning task i. Where training broke off for good (`complete` is
     false), there are only the rows until then, and no metrics.
@@ -71,6 +71,7 @@ class CellPart(_Part):
     accuracy: list[Row]
     metrics: MetricsPart | None
     trace: list[EvaluationPart] | None
+    inferred: dict[str, float] | None = None
     steps: NonNegativeInt
     multiply_adds: NonNegativeInt
     parameter_bytes: NonNegativeInt

@@ -88,7 +88,8 @@ class Run:
 
     def learn(self, cell: Cell) -> bool:
         """Brings a cell from where it stands to its end, and notes what came out; whether there was anything to do."""
-        record = Record(self.plan.stream, every=self.plan.experiment.eval_every)
+        experiment = self.plan.experiment
+        record = Record(self.plan.stream, every=experiment.eval_every, infer=experiment.infer)
         learner = self.learner(cell, record)
         self.device = str(learner.device)
         self.screen.begin(cell.key, learner.clock.step)
@@ -250,6 +251,7 @@ def outcome(cell: Cell, learner: Learner, record: Record, tasks: int) -> tuple[C
         accuracy=record.accuracy,
         metrics=numbers,
         trace=[EvaluationPart.model_validate(point) for point in trace] or None,
+        inferred=record.inferred or None,
         steps=steps,
         multiply_adds=cost.multiply_adds,
         parameter_bytes=cost.parameter_bytes,

@@ -1,0 +1,102 @@
+"""Reproducing a published table: its lines run side by side, each in a folder of its own, and can be gone on with."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+from perdure import report
+from perdure.experiment import proof, wrong
+from perdure.experiment.results import CellPart, Results
+from perdure.experiment.run import run
+from perdure.experiment.settings import RequestError
+from perdure.experiment.table import Line, Table, load, names
+
+
+def reproduce(
+    name: str, out: Path, console: Console, jobs: int = 2, only: Sequence[str] = (), fresh: bool = False
+) -> None:
+    """Runs what is still to be run of a table, `jobs` lines at a time, and writes what there is.
+
+    `out` / name holds a folder a line, and results.json and report.html of all lines; RESULTS.md is written beside
+    `out` from all tables there. `only` names some lines (by their folders) or rows (by their labels). Stopped at any
+    instant, the same call goes on. Raises RequestError for names that are not known.
+    """
+    table = load(name)
+    chosen = [line for line in table.lines() if not only or line.slug in only or line.row.label in only]
+    if not chosen:
+        known = ", ".join(line.slug for line in table.lines())
+        raise RequestError(f"no line of {name} is called {', '.join(only)}; there are {known}")
+    console.print(f"{name}: {len(chosen)} lines, about {table.hours} hours for the whole table on two cores")
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_quietly) as pool:
+        work = {pool.submit(_run, name, line.slug, folder(out, line), fresh): line for line in chosen}
+        try:
+            for number, done in enumerate(as_completed(work), 1):
+                error = done.exception()
+                said = done.result() if error is None else f"failed: {error}"
+                console.print(f"{number} of {len(chosen)}: {work[done].slug}: {said}", highlight=False, markup=False)
+                write(table, out)
+        except KeyboardInterrupt:
+            for process in (pool._processes or {}).values():
+                os.kill(process.pid or 0, signal.SIGTERM)
+            pool.shutdown(cancel_futures=True)
+            console.print("stopped; the same command goes on from the last save points")
+            raise
+    console.print(f"report: {out / name / 'report.html'}; table: {proof.where(out)}")
+
+
+def folder(out: Path, line: Line) -> Path:
+    """Where a line runs."""
+    return out / line.table.name / "lines" / line.slug
+
+
+def write(table: Table, out: Path) -> None:
+    """The table's results and report from the lines that are there, and RESULTS.md from all tables."""
+    merged = gather(table, out)
+    if merged is not None:
+        merged.write(out / table.name / "results.json")
+        report.write(merged.model_dump(mode="json", by_alias=True), out / table.name / "report.html")
+    tables = [load(name) for name in names()]
+    tables += [] if table.name in names() else [table]
+    run_so_far = [table.name for table in tables if (out / table.name / "results.json").exists()]
+    found = {name: Results.read(out / name) for name in run_so_far}
+    proof.write(tables, found, out)
+
+
+def gather(table: Table, out: Path) -> Results | None:
+    """The finished cells of all lines as one experiment's results; None where nothing is there."""
+    lines = [folder(out, line) for line in table.lines()]
+    parts = [Results.read(path) for path in lines if (path / "results.json").exists()]
+    if not parts:
+        return None
+    cells: list[CellPart] = [cell for part in parts for cell in part.cells]
+    measured = parts[0].measured.model_copy(
+        update={
+            "started": min(part.measured.started for part in parts),
+            "finished": max(part.measured.finished for part in parts),
+            "peak_resident_bytes": max(part.measured.peak_resident_bytes for part in parts),
+            "cells": [cell for part in parts for cell in part.measured.cells],
+        }
+    )
+    config = {**table.experiment, "lines": [part.config for part in parts]}
+    return parts[0].model_copy(update={"name": table.name, "cells": cells, "measured": measured, "config": config})
+
+
+def _quietly() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    wrong.register()
+
+
+def _run(name: str, slug: str, out: Path, fresh: bool) -> str:
+    """One line to its end, in a process of its own; what it reached, in words."""
+    line = next(line for line in load(name).lines() if line.slug == slug)
+    results = run(line.plan(), out, Console(file=io.StringIO()), fresh)
+    return proof.summary(line.table, results)
