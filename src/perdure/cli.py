@@ -76,6 +76,22 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     again.add_argument("--fresh", action="store_true", help="run finished lines again")
     again.set_defaults(command=_reproduce)
 
+    tuned = commands.add_parser(
+        "tune", help="choose a method's settings, never on test rows", description=_tune.__doc__
+    )
+    tuned.add_argument("experiment", type=Path, help="a TOML file, of which one method and one scenario are taken")
+    tuned.add_argument("--method", required=True, help="its label in the file")
+    tuned.add_argument("--scenario", required=True, choices=["task", "domain", "class"], help="as in the file")
+    tuned.add_argument(
+        "--on", choices=["first-task", "first-three"], default="first-task", help="first-task unless given"
+    )
+    tuned.add_argument("--range", action="append", default=[], metavar="SETTING=LOW..HIGH", help="or values: 1,2,4")
+    tuned.add_argument("--trials", type=int, default=20, metavar="N", help="20 unless given")
+    tuned.add_argument("--seeds", type=int, default=1, metavar="N", help="runs a trial; 1 unless given")
+    tuned.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
+    tuned.add_argument("--out", type=Path, metavar="FOLDER", help="runs/tune-NAME-METHOD unless given")
+    tuned.set_defaults(command=_tune)
+
     compare = commands.add_parser("compare", help="several runs as one table", description=_compare.__doc__)
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its results.json")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
@@ -128,6 +144,27 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from perdure.experiment.reproduce import reproduce
 
     reproduce(arguments.table, arguments.out, _console(), arguments.jobs, arguments.only, arguments.fresh)
+    return DONE
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    """Choose settings on pieces of the first task's train rows, or on the first three tasks; never on test rows."""
+    from perdure.experiment.config import load
+    from perdure.experiment.settings import RequestError
+    from perdure.experiment.tune import Range, tune
+
+    ranges = {}
+    for text in arguments.range:
+        name, sign, values = text.partition("=")
+        if not sign:
+            raise RequestError(f"--range {text}: expected SETTING=LOW..HIGH, as in strength=0.01..100")
+        ranges[name] = Range.parse(values)
+    plan = load(arguments.experiment, arguments.set)
+    out = arguments.out or Path("runs") / f"tune-{plan.experiment.name}-{arguments.method}-{arguments.scenario}"
+    tune(
+        plan, arguments.method, arguments.scenario, out, _console(), ranges=ranges or None, on=arguments.on,
+        trials=arguments.trials, seeds=range(arguments.seeds),
+    )  # fmt: skip
     return DONE
 
 

@@ -45,7 +45,12 @@ class Training(BaseModel):
 
 
 class Experiment(BaseModel):
-    """A whole experiment: every scenario x method x seed is one cell."""
+    """A whole experiment: every scenario x method x seed is one cell.
+
+    skip        tasks at the beginning of the stream that are left out: those on which settings were chosen
+    eval_every  steps between evaluations within a task; 0 for none
+    infer       ways of task inference to grade at the end, in scenario "task"
+    """
 
     model_config = settings.CHECKED
 
@@ -54,6 +59,7 @@ class Experiment(BaseModel):
     scenarios: tuple[Scenario, ...] = Field(min_length=1)
     methods: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    skip: NonNegativeInt = 0
     eval_every: NonNegativeInt = 0
     infer: tuple[Literal["entropy", "nearest-mean"], ...] = ()
     save_every: PositiveFloat = 10.0
@@ -116,6 +122,10 @@ def plan(document: Mapping[str, Any], source: str = "the configuration") -> Plan
     if problems or not (experiment and benchmark and row and model):
         raise ConfigError(problems, source)
     stream = _stream(row, benchmark, problems)
+    if stream is not None and experiment.skip >= len(stream):
+        message = f"{experiment.skip} tasks left out of {len(stream)} leave none"
+        raise ConfigError([*problems, Problem("skip", message)], source)
+    stream = stream[experiment.skip :] if stream is not None else None
     recipe = _recipe(model, stream[0].train.shape, problems) if stream else None
     if stream is None or recipe is None:
         raise ConfigError(problems, source)
