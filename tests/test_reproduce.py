@@ -1,6 +1,7 @@
 """Tables of published results: what is compared with what, and that a table is run, gone on with and written."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -196,3 +197,15 @@ def test_the_wrong_fisher_squares_the_mean_of_a_batch_and_is_offered_to_nobody()
     ]).square().mean(0)  # fmt: skip
     # Two batches (128 and 72 rows): near the square of the whole mean, far from the mean of squares.
     assert whole.sum() < found.sum() < each.sum() / 3
+
+
+def test_another_librarys_numbers_stand_under_ours(tmp_path):
+    row = {"label": "EWC", "scenario": "class", "accuracy": 0.5, "learnt": 0.9, "seconds": 10.0}
+    file = {"library": "Other 1.0", "rows": [{**row, "seed": 0}, {**row, "seed": 1, "accuracy": 0.6}]}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "others.json").write_text(json.dumps(file))
+    others = proof.Others.read(tmp_path / "t" / "others.json")
+    assert others is not None and proof.Others.read(tmp_path / "none.json") is None
+    page = "\n".join(others.table("class", "python other.py"))
+    assert "| EWC | 55.0 ± 7.1 | 90.0 ± 0.0 | 2 | 10 |" in page and "`python other.py`" in page
+    assert list(others.table("task", "")) == []

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from pydantic import BaseModel, ConfigDict
+
 from perdure.checkpoint import replace_file
-from perdure.experiment.results import CellPart, Results
+from perdure.experiment.results import CellPart, Results, Scenario
 from perdure.experiment.table import Line, Table
 
 HEAD = """# Results
@@ -44,6 +46,47 @@ class Measured:
         return stdev(self.values) if len(self.values) > 1 else None
 
 
+class Other(BaseModel):
+    """One run of another library; accuracies are shares."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    scenario: Scenario
+    seed: int
+    accuracy: float
+    learnt: float
+    seconds: float
+
+
+class Others(BaseModel):
+    """What another library reached in the same protocol: a file that a script beside the project wrote."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    library: str
+    rows: tuple[Other, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Others | None:
+        """The file; None where it is missing."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def table(self, scenario: str, command: str) -> Iterable[str]:
+        """A table of its own under ours."""
+        rows = [row for row in self.rows if row.scenario == scenario]
+        if not rows:
+            return
+        yield f"{self.library} in the same protocol, run here by `{command}`:\n"
+        yield f"| {self.library} | accuracy | just after learning | seeds | s a seed |\n|---|---|---|---|---|"
+        for label in dict.fromkeys(row.label for row in rows):
+            own = [row for row in rows if row.label == label]
+            numbers = [spread([100 * getattr(row, name) for row in own]) for name in ("accuracy", "learnt")]
+            seconds = fmean(row.seconds for row in own)
+            yield f"| {label} | {' | '.join(numbers)} | {len(own)} | {seconds:.0f} |"
+        yield ""
+
+
 def where(out: Path) -> Path:
     """Where the page lies: beside the folder of results."""
     return out.parent / "RESULTS.md"
@@ -51,11 +94,11 @@ def where(out: Path) -> Path:
 
 def write(tables: Sequence[Table], found: dict[str, Results], out: Path) -> None:
     """The page, whole or not at all."""
-    parts = [HEAD, *(section(table, found.get(table.name)) for table in tables)]
+    parts = [HEAD, *(section(table, found.get(table.name), out) for table in tables)]
     replace_file(where(out), "\n".join(parts).encode())
 
 
-def section(table: Table, results: Results | None) -> str:
+def section(table: Table, results: Results | None, out: Path) -> str:
     """One table of the page."""
     command = f"`perdure reproduce {table.name}`, about {table.hours:g} hours on two cores"
     text = [f"## {table.title}\n", f"{table.protocol.strip()}\n"]
@@ -67,10 +110,13 @@ def section(table: Table, results: Results | None) -> str:
         f"{machine.device}; {results.measured.started[:10]} to {results.measured.finished[:10]}. "
         f"[The report](results/{table.name}/report.html) draws it.\n"
     )
+    others = Others.read(out / table.name / "others.json") if table.others else None
     for scenario in dict.fromkeys(line.scenario for line in table.lines()):
         lines = [line for line in table.lines() if line.scenario == scenario]
         text.append(f"### {SCENARIO[scenario]}\n")
         text += _table(table, lines, results)
+        if others is not None:
+            text += others.table(scenario, table.others)
         text += _notes(lines)
     if table.sources:
         text += ["Sources: " + "; ".join(f"*{key}*: {source}" for key, source in table.sources.items()) + ".\n"]

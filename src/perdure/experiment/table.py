@@ -43,7 +43,7 @@ class Table(BaseModel):
     """A published protocol: the experiment that all lines share, the sources, the rows; `hours` on two cores.
 
     measure  "accuracy", or "steps": how many steps the last task took to reach `threshold` on its test rows
-    others   label of rows measured with another library, from OTHERS.json in the table's folder
+    others   what another library reached, in others.json of the table's folder, and the command that measured it
     """
 
     model_config = settings.CHECKED
@@ -57,6 +57,7 @@ class Table(BaseModel):
     rows: tuple[Row, ...] = Field(min_length=1)
     measure: str = "accuracy"
     threshold: float | None = None
+    others: str = ""
 
     @model_validator(mode="after")
     def _known_sources(self) -> Table:
