@@ -175,14 +175,14 @@ def _stream(row: Benchmark, benchmark: Mapping[str, Any], problems: list[Problem
 
 
 def _model(value: Any, problems: list[Problem]) -> dict[str, Any] | None:
-    named = _named(value, "model", "model", models.MODELS, problems)
+    named = _named(value, "model", "model", models.CHOSEN, problems)
     if named is None:
         return None
     name = named.pop("name")
     follows = [key for key in FROM_DATA if key in named]
     problems += [Problem(f"model.{key}", "follows from the data; leave it out") for key in follows]
     given = {key: item for key, item in named.items() if key not in follows}
-    accepted = settings.of_callable(models.MODELS[name], FROM_DATA)
+    accepted = settings.of_callable(models.CHOSEN[name], FROM_DATA)
     filled = settings.fill(given, accepted, "model", name, problems)
     return None if filled is None else {"name": name, **filled}
 
@@ -191,7 +191,7 @@ def _recipe(model: Mapping[str, Any], shape: Any, problems: list[Problem]) -> di
     """The model's recipe with the settings that follow from the shape of a row; None when they do not fit."""
     name = model["name"]
     given = {key: value for key, value in model.items() if key != "name"}
-    accepted = {setting.name for setting in settings.of_callable(models.MODELS[name])}
+    accepted = {setting.name for setting in settings.of_callable(models.CHOSEN[name])}
     if isinstance(shape, Mapping):
         message = f"{name} reads one tensor, but the rows have the columns {', '.join(shape)}"
     elif "shape" in accepted and len(shape) != 3:

@@ -53,6 +53,18 @@ class EvaluationPart(_Part):
     accuracy: Row
 
 
+class SamplesPart(_Part):
+    """What a generator made after a task, as a classifier of everything saw it; `picture`: 64 samples, PNG in base64.
+
+    `confidence` is the mean of its greatest probability, `balance` the share of each label among its answers.
+    """
+
+    task: str
+    confidence: float
+    balance: dict[str, float]
+    picture: str | None
+
+
 class CellPart(_Part):
     """One method in one scenario with one seed. `inferred`: average accuracy where the task is inferred, by way.
 
@@ -72,6 +84,7 @@ class CellPart(_Part):
     metrics: MetricsPart | None
     trace: list[EvaluationPart] | None
     inferred: dict[str, float] | None = None
+    samples: list[SamplesPart] | None = None
     steps: NonNegativeInt
     multiply_adds: NonNegativeInt
     parameter_bytes: NonNegativeInt

@@ -24,9 +24,11 @@ from perdure.experiment.results import (
     MeasuredPart,
     MetricsPart,
     Results,
+    SamplesPart,
     Scenario,
     SecondsPart,
 )
+from perdure.experiment.samples import Samples, generator_of, judge
 from perdure.experiment.screen import Key, Screen, table
 from perdure.experiment.settings import RequestError
 from perdure.learner import Learner
@@ -85,6 +87,7 @@ class Run:
     started: str
     device: str
     found: dict[Key, tuple[CellPart, SecondsPart]] = field(default_factory=dict)
+    jury: Learner | None = None
 
     def learn(self, cell: Cell) -> bool:
         """Brings a cell from where it stands to its end, and notes what came out; whether there was anything to do."""
@@ -100,14 +103,19 @@ class Run:
         except FloatingPointError as error:  # this method with these settings diverges, every time; the others go on
             self.screen.say(f"{', '.join(map(str, cell.key))} broke off: {error}")
         self.screen.finish(cell.key, learner.clock.step)
-        self.found[cell.key] = outcome(cell, learner, record, len(self.plan.stream))
+        part, taken = outcome(cell, learner, record, len(self.plan.stream))
+        notes = [callback.notes for callback in learner.callbacks if isinstance(callback, Samples)]
+        made = [SamplesPart.model_validate(note) for note in notes[0]] if notes else None
+        self.found[cell.key] = part.model_copy(update={"samples": made}), taken
         return bool(left)
 
     def learner(self, cell: Cell, record: Record) -> Learner:
         """The cell's learner: from its last save point, or new."""
-        callbacks = (record, Watch(self.screen, record))
         state = self.folder.state(cell.folder)
         experiment = self.plan.experiment
+        callbacks: list[Callback] = [record, Watch(self.screen, record)]
+        if generator_of(cell.entry.build()) is not None:
+            callbacks.append(Samples(self.judge, state.parent, keep=cell.seed == experiment.seeds[0]))
         if state.exists():
             try:
                 return Learner.load(
@@ -134,6 +142,13 @@ class Run:
         if experiment.training.protocol == "all outputs":
             learner.open_ahead(self.plan.stream)
         return learner
+
+    def judge(self) -> Learner:
+        """The classifier of everything, to look at samples with; trained once a folder."""
+        if self.jury is None:
+            path = self.folder.path / "judge.perdure"
+            self.jury = judge(self.plan.stream, self.plan.recipe, path, self.plan.experiment.training.device)
+        return self.jury
 
     def write(self, cells: Sequence[Cell]) -> Results:
         """The results so far, in the order of the cells, and the report on them."""

@@ -46,6 +46,11 @@ class Entry:
         """The cells behind the matrix and the charts."""
         return self.finished or self.stopped
 
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """What its generator made, of the first finished cell; nothing for methods without one."""
+        return list(self.finished[0].get("samples") or []) if self.finished else []
+
     def values(self, name: str) -> dict[int, float]:
         """The named metric or cost by seed, finished cells only, nulls left out."""
         return {cell["seed"]: cell["numbers"][name] for cell in self.finished if cell["numbers"].get(name) is not None}
