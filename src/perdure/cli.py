@@ -199,9 +199,9 @@ def _benchmarks() -> Iterable[tuple[str, list[str]]]:
 def _models() -> Iterable[tuple[str, list[str]]]:
     from perdure.experiment.config import FROM_DATA
     from perdure.experiment.settings import of_callable
-    from perdure.models import MODELS
+    from perdure.models import CHOSEN
 
-    for name, factory in MODELS.items():
+    for name, factory in CHOSEN.items():
         yield name, [_first(factory), _settings(of_callable(factory, FROM_DATA))]
 
 

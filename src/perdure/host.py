@@ -90,6 +90,9 @@ class Attached(HostBase):
 
     then `consolidate(loader)`. Call `next_epoch()` between passes over the same rows: rows are offered to a memory in
     the first only. A call out of order raises RuntimeError, so that none can be forgotten in silence.
+
+    Some methods weigh rows (`method.weighs`): then the loss is (criterion(out, y) * memory.weight).mean() + ..., of a
+    criterion with reduction="none".
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Attached(HostBase):
         self._columns = None if trained else 0
         self._batch: Batch | None = None
         self._next = "begin"
+        self._weighed = False
         method.owned = True
 
     # ---- the calls in the loop ----
@@ -135,7 +139,14 @@ class Attached(HostBase):
         task = torch.full((len(y),), self.clock.task, device=self.device)
         self._batch = self.method.replay(self, Batch(x=x, y=y.to(self.device), task=task))
         assert self._batch.y is not None
+        self._weighed = not self.method.weighs
         return self._batch.x, self._batch.y
+
+    @property
+    def weight(self) -> Tensor:
+        """What each row that `replay` gave counts in the loss, [n]: see above."""
+        batch, self._weighed = self._current(), True
+        return torch.ones(len(batch), device=self.device) if batch.weight is None else batch.weight
 
     def penalty(self, outputs: Tensor, inputs: Columns | None = None) -> Tensor | float:
         """To add to the loss; `outputs` are the model's raw scores of the rows that `replay` gave.
@@ -149,6 +160,11 @@ class Attached(HostBase):
     def project(self) -> None:
         """After backward (and unscaling), before clipping and the optimizer's step: edits the gradients."""
         self._expect("project", "after_step")
+        if not self._weighed:
+            raise RuntimeError(
+                f"{self.method.name} weighs rows: let the loss be (criterion(out, y) * memory.weight).mean() + "
+                'memory.penalty(out), of a criterion with reduction="none"'
+            )
         self.method.project(self, self._current())
 
     def after_step(self, outputs: Tensor) -> None:
@@ -229,6 +245,10 @@ class Attached(HostBase):
             width = 0 if batch.y is None else batch.y.shape[1]
             columns = torch.arange(width, device=self.device).expand(len(batch), -1)
         return replace(batch, columns=columns)
+
+    def labelled(self, batch: Batch, column: Tensor) -> Batch:
+        """A column is its label."""
+        return replace(batch, y=column)
 
     def column_groups(self, columns: int) -> list[Tensor]:
         """All in one."""

@@ -29,7 +29,7 @@ class Labels:
         self.columns = self.learnt = 0  # in all, and up to the last one that something was learnt for
         self.opened: list[tuple[str, list[Label], bool]] = []
         self._column_of: list[list[int]] = []
-        self._table = self._mask = self._number = torch.empty(0)
+        self._table = self._mask = self._number = self._position = torch.empty(0)
         self._partial = False
 
     def open(self, name: str, classes: Sequence[Label], ahead: bool = False) -> int:
@@ -81,6 +81,14 @@ class Labels:
             return self._table[batch.task]
         return None if batch.y is None else self._table[batch.task, batch.y]
 
+    def place(self, task: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """(task, position) of the labels that columns stand for, [n] each: in scenario "task" within the tasks given,
+        else within the first task that has such a column.
+        """
+        if self.scenario != "task":
+            task = (self._position >= 0).int().argmax(0)[column]
+        return task, self._position[task, column]
+
     def key(self, batch: Batch) -> Tensor:
         """The number of the rows' labels in `classes`, [n]."""
         if batch.y is None:
@@ -113,7 +121,8 @@ class Labels:
 
     def to(self, device: torch.device) -> None:
         """Moves the tables."""
-        self._table, self._mask, self._number = (t.to(device) for t in (self._table, self._mask, self._number))
+        for name in ("_table", "_mask", "_number", "_position"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def state(self) -> list[Any]:
         """What was opened, in order; `open` replays it."""
@@ -134,9 +143,12 @@ class Labels:
         self._partial = self.scenario == "task"
         table = torch.full((len(self.tasks), width), -1)
         number = torch.full((len(self.tasks), width), -1)
+        position = torch.full((len(self.tasks), self.columns), -1)
         mask = torch.zeros(len(self.tasks), self.columns, dtype=torch.bool)
         for i, (home, classes) in enumerate(zip(self._column_of, self.tasks.values(), strict=True)):
             table[i, : len(home)] = torch.tensor(home)
             number[i, : len(home)] = torch.tensor([self.classes.index(label) for label in classes])
+            position[i, home] = torch.arange(len(home))
             mask[i, home] = True
-        self._table, self._mask, self._number = table.to(device), mask.to(device), number.to(device)
+        self._table, self._mask, self._number, self._position = table, mask, number, position
+        self.to(device)

@@ -123,8 +123,8 @@ class Learner(Offers):
                 self.method.begin(self, lesson)
                 self._open(task)
                 self._tell(lambda callback: callback.before_task(self, task))
-            self.number = self.labels.number(task.name)
-            self.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+                self.clock.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+            self.number, self.row_cost = self.labels.number(task.name), self.clock.row_cost
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
                 self.stopper.finish(self.model)

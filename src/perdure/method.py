@@ -14,6 +14,7 @@ from perdure.data import Batch, Columns, Rows, Task, chunks
 from perdure.objective import Objective
 
 EXCLUSIVE = ("fit", "task_loss", "predict")
+IN_TRAINING = ("replay", "penalty", "project", "after_step", "remodel")  # what is in vain where nothing is trained
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Clock:
     """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
 
     `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `steps` the number
-    that the open task will take, where it is known.
+    that the open task will take, where it is known; `row_cost` are the multiply-adds of one row, measured when it began.
     """
 
     task: int = 0
@@ -31,6 +32,7 @@ class Clock:
     begun: bool = False
     begun_at: int = 0
     steps: int | None = None
+    row_cost: int = 0
     name: str = ""
     fingerprint: str = ""
 
@@ -53,7 +55,7 @@ class Clock:
         """The open task is over: learnt (`done`), or given up."""
         self.task += int(done)
         self.begun, self.name, self.fingerprint, self.steps = False, "", "", None
-        self.epoch, self.batch = 0, 0
+        self.epoch, self.batch, self.row_cost = 0, 0, 0
 
 
 class Host(Protocol):
@@ -89,6 +91,11 @@ class Host(Protocol):
     def columns(self) -> int | None:
         """How many columns of scores the model knows; None where that is its owner's affair."""
 
+    def labelled(self, batch: Batch, column: Tensor) -> Batch:
+        """The batch with the labels that columns of the scores stand for, [n]: of the rows' own tasks where tasks are
+        revealed, else of the first task that has such a column. The inverse of `ready`.
+        """
+
     def column_groups(self, columns: int) -> list[Tensor]:
         """The first `columns` columns as sets that answer together: all in one, or one set a task with separate
         heads.
@@ -103,6 +110,10 @@ class Host(Protocol):
 
 class Trainer(Host, Protocol):
     """A host that owns the loop: our Learner. Methods that override `fit` or `predict` need one."""
+
+    @property
+    def width(self) -> int:
+        """How many columns the model's scores have, those opened ahead included."""
 
     def epochs(self) -> Iterator[int]:
         """The passes over the open task's rows that are still to be made."""
@@ -164,6 +175,9 @@ class Method:
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
     objectives: ClassVar[tuple[str, ...]] = ("classification", "multi-label", "regression")
     upper_bound: ClassVar[bool] = False
+    witness: ClassVar[bool] = False  # traces the training: first in `project`, last in `after_step`
+    takes_steps = True  # learns by steps of the optimizer; a part that acts in them is refused beside one that does not
+    weighs: ClassVar[bool] = False  # gives rows weights, which a loop that is not ours has to multiply by
     owned = False  # set on the instance once a host has it: memories must not be shared
 
     # Shared hooks: in a composition every part speaks, in order.
@@ -256,7 +270,10 @@ def _parts(method: Method) -> list[Method]:
 class Compose(Method):
     """Several methods at once: `Replay(500) + LwF()`. Shared hooks chain or sum; an exclusive hook has one owner.
 
-    Raises ValueError, naming both, when two parts own the same exclusive hook.
+    Parts speak in order, but for those that trace the training (`witness`): wherever they stand, they are the first in
+    `project`, before any part edits the gradient, and the last in `after_step`, when every part has moved its weights.
+
+    Raises ValueError, naming both, when two parts own the same exclusive hook, or one is in vain beside the other.
     """
 
     parts: list[Method]
@@ -266,6 +283,10 @@ class Compose(Method):
             owners = [part.name for part in self.parts if overrides(part, hook)]
             if len(owners) > 1:
                 raise ValueError(f"{owners[0]} and {owners[1]} both own `{hook}`: use one of them")
+        for still in (part for part in self.parts if not part.takes_steps):
+            for part in self.parts:
+                if part is not still and any(overrides(part, hook) for hook in IN_TRAINING):
+                    raise ValueError(f"{still.name} trains nothing, so {part.name} could do nothing: use one of them")
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -293,6 +314,11 @@ class Compose(Method):
         return any(part.upper_bound for part in self.parts)
 
     @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(part.weighs for part in self.parts)
+
+    @property
     def owned(self) -> bool:
         """Whether any part is."""
         return any(part.owned for part in self.parts)
@@ -318,13 +344,13 @@ class Compose(Method):
         return sum((part.penalty(host, batch, outputs) for part in self.parts), 0.0)
 
     def project(self, host: Host, batch: Batch) -> None:
-        """Every part, in order."""
-        for part in self.parts:
+        """Every part: witnesses first, then in order."""
+        for part in sorted(self.parts, key=lambda part: not part.witness):
             part.project(host, batch)
 
     def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
-        """Every part, in order."""
-        for part in self.parts:
+        """Every part: in order, then witnesses."""
+        for part in sorted(self.parts, key=lambda part: part.witness):
             part.after_step(host, batch, outputs)
 
     def end(self, host: Host, task: Task) -> None:

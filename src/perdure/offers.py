@@ -31,6 +31,11 @@ class Offers(HostBase):
         """How many columns of scores the model has something to say in."""
         return self.labels.learnt
 
+    @property
+    def width(self) -> int:
+        """How many columns the model's scores have, those opened ahead included."""
+        return self.labels.columns
+
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open task, on the device, their inputs still raw."""
         x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))
@@ -43,6 +48,11 @@ class Offers(HostBase):
         allowed = None if self.objective.dense else self.labels.allowed(batch.task)
         x = answers.convert(batch.x, self.device)
         return replace(batch, x=x, columns=self.labels.column(batch), allowed=allowed)
+
+    def labelled(self, batch: Batch, column: Tensor) -> Batch:
+        """The batch with the labels that columns of the scores stand for: the inverse of `ready`."""
+        task, y = self.labels.place(batch.task, column)
+        return replace(batch, task=task, y=y)
 
     def column_groups(self, columns: int) -> list[Tensor]:
         """The first `columns` columns as sets that answer together."""
@@ -66,7 +76,8 @@ class Offers(HostBase):
         """Rows of the open task and stored ones: `index` numbers the former first, then the latter."""
         new, old = index[index < len(rows)], index[index >= len(rows)] - len(rows)
         drawn = {name: column_map(lambda part: part[old.to(part.device)], column) for name, column in past.items()}
-        return Batch.cat([self.read(rows, new), Batch.past(drawn, origin=1)])
+        stored = Batch.past(drawn, origin=1)
+        return Batch.cat([self.read(rows, new), stored]) if len(new) else stored
 
     def _positions(self, rows: Rows) -> Tensor | None:
         """The rows' labels as positions, worked out once a task."""

@@ -44,7 +44,9 @@ def make(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
     if named is None:
         return _of_this_model(spec(trainable), model)  # type: ignore[operator]
     kind, settings = _checked(named)
-    return kind(trainable, fused=True, **settings) if _fusible(trainable) else kind(trainable, **settings)
+    # torch's fused SGD cannot begin the momentum of one parameter later than that of others, and ours may join late.
+    fused = _fusible(trainable) and not settings.get("momentum")
+    return kind(trainable, fused=True, **settings) if fused else kind(trainable, **settings)
 
 
 def check(spec: Spec) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from perdure.data import Task
 from perdure.method import Host, memory
 from perdure.methods.curvature import Weights, summed, weights
-from perdure.methods.quadratic import Quadratic
+from perdure.methods.quadratic import RowQuadratic
 from perdure.objective import FisherKind
 from perdure.spelling import one_of
 
 
 @dataclass(eq=False)
-class EWC(Quadratic):
+class EWC(RowQuadratic):
     """Elastic weight consolidation (Kirkpatrick et al. 2017), and its online form (Schwarz et al. 2018).
 
     loss + strength / 2 * sum_i F_i (theta_i - theta*_i)^2, where F is the diagonal of the Fisher information,

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 from perdure.data import Task
 from perdure.method import Host
 from perdure.methods.curvature import Weights
-from perdure.methods.quadratic import Quadratic
+from perdure.methods.quadratic import RowQuadratic
 
 
 @dataclass(eq=False)
-class MAS(Quadratic):
+class MAS(RowQuadratic):
     """Memory aware synapses (Aljundi et al. 2018).
 
     loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, Omega_i = E_x |d ||s(x)||^2 / d theta_i|, where s are

@@ -1,4 +1,4 @@
-"""What EWC and MAS share: importances that pull weights back to where they were, acting on the gradient in place."""
+"""What EWC, MAS and SI share: importances that pull weights back where they were, acting on the gradient in place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class Quadratic(Method):
 
     strength: float = 0.1
     decay: float = 1.0
-    rows: int = 2000
     normalise: bool = True
     pull: Literal["gradient", "proximal"] = "gradient"
     importance: Weights = memory(dict)
@@ -49,29 +48,10 @@ class Quadratic(Method):
                 f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)"
             )
         one_of("pull", self.pull, ("gradient", "proximal"))
-        if self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; importances need at least one row")
 
     def measure(self, host: Host, task: Task) -> Weights:
         """The importance of each parameter for the task just learnt."""
         raise NotImplementedError
-
-    def importances(
-        self, host: Host, task: Task, kind: Kind, probes: Callable[[Tensor, Batch], Iterator[Tensor]]
-    ) -> Weights:
-        """`importance.diagonal` over `rows` random rows of the task."""
-
-        def counted(scores: Tensor, batch: Batch) -> Iterator[Tensor]:
-            for probe in probes(scores, batch):
-                host.spend(forward=0, backward=len(batch))
-                yield probe
-
-        def chunks() -> Chunks:
-            for batch in sampled(host, task.train, self.rows, "importance rows"):
-                host.spend(forward=len(batch))
-                yield batch.x, functools.partial(counted, batch=batch)
-
-        return diagonal(host.model, chunks(), kind=kind, names=host.params())
 
     def begin(self, host: Host, task: Task | None) -> None:
         """Where a parameter has grown (a head in somebody else's loop), what is new has no importance."""
@@ -118,3 +98,32 @@ class Quadratic(Method):
         """The penalty's value, for logs and for gradcheck; a scalar."""
         parts = [value(host, self.share, importance, centre) for importance, centre in self.quadratics()]
         return torch.stack(parts).sum() if parts else torch.zeros((), device=host.device)
+
+
+@dataclass(eq=False)
+class RowQuadratic(Quadratic):
+    """A Quadratic whose importances are means over `rows` random rows of the task just learnt."""
+
+    rows: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; importances need at least one row")
+
+    def importances(
+        self, host: Host, task: Task, kind: Kind, probes: Callable[[Tensor, Batch], Iterator[Tensor]]
+    ) -> Weights:
+        """`importance.diagonal` over `rows` random rows of the task."""
+
+        def counted(scores: Tensor, batch: Batch) -> Iterator[Tensor]:
+            for probe in probes(scores, batch):
+                host.spend(forward=0, backward=len(batch))
+                yield probe
+
+        def chunks() -> Chunks:
+            for batch in sampled(host, task.train, self.rows, "importance rows"):
+                host.spend(forward=len(batch))
+                yield batch.x, functools.partial(counted, batch=batch)
+
+        return diagonal(host.model, chunks(), kind=kind, names=host.params())

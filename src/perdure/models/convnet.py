@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from perdure.models.blocks import conv_block
 from perdure.models.head import Network, own_seed
 
 
@@ -26,11 +27,7 @@ def convnet(shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (32, 64)
     with own_seed(0):
         layers: list[nn.Module] = []
         for size in widths:
-            # A bias in front of batch norm would be subtracted again.
-            layers.append(nn.Conv2d(channels, size, 3, padding=1, bias=not norm))
-            if norm:
-                layers.append(nn.BatchNorm2d(size))
-            layers += [nn.ReLU(), nn.MaxPool2d(2)]
+            layers += conv_block(channels, size, norm=norm)
             channels, height, breadth = size, height // 2, breadth // 2
         body = nn.Sequential(*layers, nn.Flatten())
         return Network({"name": "convnet", "settings": settings}, body, channels * height * breadth)

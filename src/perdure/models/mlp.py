@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from perdure.models.blocks import linear_block
 from perdure.models.head import Network, own_seed
 
 
@@ -19,11 +20,6 @@ def mlp(inputs: int, hidden: Sequence[int] = (400, 400), *, dropout: float = 0.0
         layers: list[nn.Module] = [nn.Flatten()]
         width = inputs
         for size in hidden:
-            layers.append(nn.Linear(width, size))
-            if norm:
-                layers.append(nn.BatchNorm1d(size))
-            layers.append(nn.ReLU())
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+            layers += linear_block(width, size, dropout=dropout, norm=norm)
             width = size
         return Network({"name": "mlp", "settings": settings}, nn.Sequential(*layers), width)

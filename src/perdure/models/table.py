@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from perdure.models.columns import columns
 from perdure.models.convnet import convnet
 from perdure.models.head import own_seed
 from perdure.models.mlp import mlp
+from perdure.models.modular import Modular
 from perdure.models.resnet import resnet18
 from perdure.spelling import hint
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
+CHOSEN: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
+# Made out of a chosen one by the methods that bring an architecture: Progressive and PathNet.
+BROUGHT: dict[str, Callable[..., nn.Module]] = {"columns": columns, "modular": Modular}
+MODELS = {**CHOSEN, **BROUGHT}
 
 
 def build(recipe: Mapping[str, Any]) -> nn.Module:
@@ -23,7 +28,7 @@ def build(recipe: Mapping[str, Any]) -> nn.Module:
     """
     name, settings = recipe["name"], recipe.get("settings", {})
     if name not in MODELS:
-        raise ValueError(f"no model is called {name!r}{hint(name, MODELS)} Known are {', '.join(MODELS)}")
+        raise ValueError(f"no model is called {name!r}{hint(name, MODELS)} Known are {', '.join(sorted(MODELS))}")
     known = inspect.signature(MODELS[name]).parameters
     for setting in settings:
         if setting not in known:

@@ -1,0 +1,150 @@
+"""Generative replay: a generator learns to make rows like those of the past, and the model as it was labels them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from perdure.answers import convert
+from perdure.data import Batch, Task
+from perdure.method import Host, Method, memory
+from perdure.models import evaluating
+from perdure.models.generators import GENERATORS, Apprentice, sample
+from perdure.seeds import seeded
+from perdure.spelling import one_of
+
+CHANCE = "generative replay"
+
+
+@dataclass(eq=False)
+class GenerativeReplay(Method):
+    """Generative replay (Shin et al. 2017): no row is kept, a generator makes them.
+
+    loss = r * (mean over new rows) + (1 - r) * (mean over made rows),  r = 1 / number of tasks so far
+
+    Before a task the generator and the model are copied: the scholar. At each step its generator makes `rows` rows
+    (default: as many as are new), its model labels them: targets="hard" with its answer, "soft" with its probabilities.
+    After the step the generator learns from the new rows and the made ones, at the same r, so that it knows all tasks.
+    In scenario "task" each made row is asked of an earlier task at random.
+
+    generator="vae" is van de Ven's, "gan" Shin's Wasserstein GAN; both have perceptrons with layers `hidden`. uint8
+    rows are images in [0, 1], float rows are Gaussian. Any module with `loss(x)` and `sample(n)` serves, see
+    `models.Generator`. Memory: four copies of the generator (two are moments) and one of the model, however many tasks.
+
+    Use it where old rows may not be kept and inputs are simple (digits, tables). On natural images it falls behind
+    replay of a few hundred stored rows.
+    """
+
+    name: ClassVar[str] = "generative-replay"
+    title: ClassVar[str] = "Generative replay"
+    paper: ClassVar[str] = "Shin et al. 2017, arXiv:1705.08690; VAE: van de Ven et al. 2020"
+    cost: ClassVar[str] = "a step on twice the rows, and one of the generator; copies of both networks"
+    objectives: ClassVar[tuple[str, ...]] = ("classification",)
+
+    generator: Literal["vae", "gan"] | Any = "vae"
+    targets: Literal["hard", "soft"] = "hard"
+    rows: int | None = None
+    hidden: Sequence[int] = (400, 400)
+    latent: int = 100
+    lr: float | None = None
+    learnt: Tensor = memory(lambda: torch.zeros(0, dtype=torch.long))  # numbers of the tasks learnt, in order
+    solver: dict[str, Tensor] = memory(dict)
+    columns: int | None = memory(int)
+    apprentice: Apprentice = memory(Apprentice)
+
+    def __post_init__(self) -> None:
+        one_of("targets", self.targets, ("hard", "soft"))
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; make at least one row a batch, or None for as many as are new")
+        own = self.generator if isinstance(self.generator, nn.Module) else None
+        if own is None:
+            one_of("generator", self.generator, GENERATORS)
+        self.apprentice = Apprentice(own)
+        self.lesson: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def share(self) -> float:
+        """r, the weight of new rows: 1 / number of tasks so far, the open one among them."""
+        return 1 / (len(self.learnt) + 1)
+
+    def begin(self, host: Host, task: Task | None) -> None:
+        """Copies generator and model as they are, if they have learnt a task."""
+        if len(self.learnt) == 0:
+            return
+        self.apprentice.graduate()
+        tensors = {**dict(host.model.named_parameters()), **dict(host.model.named_buffers())}
+        self.solver = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.columns = host.columns
+
+    def replay(self, host: Host, batch: Batch) -> Batch:
+        """Appends made rows, and weighs new and made ones."""
+        fresh = batch.fresh
+        new = batch.x if batch.origin is None else batch.select(fresh).x
+        if not isinstance(new, Tensor) or not (new.is_floating_point() or new.dtype == torch.uint8):
+            kind = "named columns" if isinstance(new, dict) else str(new.dtype)
+            raise ValueError(f"generative replay makes rows of floats or uint8 images, and these inputs are {kind}")
+        self.lesson = new, None
+        if self.apprentice.scholar is None:
+            return batch
+        made = self._made(host, self.rows or len(new), new)
+        made.origin = torch.full_like(made.task, 1 if batch.origin is None else int(batch.origin.max()) + 1)
+        assert isinstance(made.x, Tensor)
+        self.lesson = new, made.x
+        both = len(new) + len(made)
+        made.weight = torch.full((len(made),), (1 - self.share) * both / len(made), device=host.device)
+        weight = torch.ones(len(batch), device=host.device) if batch.weight is None else batch.weight
+        weight = torch.where(fresh, weight * (self.share * both / len(new)), weight)
+        return Batch.cat([replace(batch, weight=weight), made])
+
+    def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
+        """The generator's step, on n rows of which each is a new one with probability r, and otherwise a made one."""
+        if self.lesson is not None:
+            self._teach(host, *self.lesson)
+        self.lesson = None
+
+    def _teach(self, host: Host, new: Tensor, made: Tensor | None) -> None:
+        draws = host.generator(CHANCE)
+        if made is not None:
+            pick = torch.rand(len(new), generator=draws, device=host.device) < self.share
+            old = made[torch.arange(len(new), device=host.device) % len(made)]
+            new = torch.where(pick.view(-1, *[1] * (new.ndim - 1)), new, old)
+        if self.apprentice.network is None:
+            sizes = {"shape": list(new.shape[1:]), "hidden": list(self.hidden), "latent": self.latent}
+            kind = {"bounded": new.dtype == torch.uint8, **({} if self.lr is None else {"lr": self.lr})}
+            self.apprentice.make(self.generator, sizes | kind, seeded(host.seed, CHANCE))
+        x = convert(new, host.device)
+        assert isinstance(x, Tensor)
+        self.apprentice.step(x, draws)
+
+    def end(self, host: Host, task: Task) -> None:
+        """One more task is known."""
+        self.learnt = torch.cat([self.learnt.to(host.device), torch.tensor([host.number], device=host.device)])
+
+    def samples(self, host: Host, count: int, seed: int = 0) -> Tensor:
+        """What the generator makes now, inputs as a model takes them [count, ...]: a function of `seed` alone."""
+        if self.apprentice.network is None:
+            raise ValueError("the generator has learnt nothing yet")
+        return sample(self.apprentice.network, count, torch.Generator(host.device).manual_seed(seed))
+
+    @torch.no_grad()
+    def _made(self, host: Host, count: int, like: Tensor) -> Batch:
+        """Rows of the scholar's, raw, with what its model says of them."""
+        draws = host.generator(CHANCE)
+        assert self.apprentice.scholar is not None
+        x = sample(self.apprentice.scholar, count, draws).view(count, *like.shape[1:])
+        x = (x * 255).round().clamp(0, 255).to(like.dtype) if like.dtype == torch.uint8 else x.to(like.dtype)
+        task = self.learnt[torch.randint(len(self.learnt), (count,), generator=draws, device=host.device)]
+        made = Batch(x=x, y=None, task=task)
+        asked = host.ready(made)
+        with evaluating(host.model):
+            scores = functional_call(host.model, self.solver, (asked.x,))[:, : self.columns].float()
+        host.spend(forward=count)
+        allowed = None if asked.allowed is None else asked.allowed[:, : scores.shape[1]]
+        answer = host.objective.answer(scores, allowed)
+        made.target = answer if self.targets == "soft" else None
+        return host.labelled(made, answer.argmax(1))

@@ -1,0 +1,260 @@
+"""Networks that make rows like those that they were trained on, for generative replay: a VAE and a Wasserstein GAN."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from perdure import optim
+from perdure.models.head import own_seed
+from perdure.models.modes import evaluating
+
+
+class Generator(Protocol):
+    """What generative replay asks of a module.
+
+    `draws` is where chance comes from; a module whose functions don't have a parameter of that name is called without,
+    and draws from torch's global generator. It may also bring `optimizer()`; otherwise it is trained by Adam, 1e-3.
+    """
+
+    def loss(self, x: Tensor, draws: torch.Generator) -> Tensor:
+        """What to minimise on rows [n, ...], inputs as a model takes them: a scalar, a mean over the rows."""
+
+    def sample(self, n: int, draws: torch.Generator) -> Tensor:
+        """New rows [n, ...], as a model takes them."""
+
+
+class VAE(nn.Module):
+    """A variational autoencoder (Kingma & Welling 2014), sizes and scaling as van de Ven et al. 2020 use it.
+
+    loss = E_q [-log p(x | z)] + KL(q(z | x) || N(0, 1)), summed over values and latents, a mean over the rows;
+    KL = 1/2 sum(mean^2 + var - 1 - log var). `bounded` says that values lie in [0, 1] (images): p is then Bernoulli,
+    and samples are its means. Otherwise p is a Gaussian with a variance learnt for each value, and samples are drawn
+    from it. The encoder has layers of sizes `hidden`, the decoder the same backwards. Rows [n, *shape].
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int] = (400, 400),
+        latent: int = 100,
+        bounded: bool = True,
+        lr: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent, self.bounded, self.lr = tuple(shape), latent, bounded, lr
+        values = math.prod(self.shape)
+        self.encoder = _layers([values, *hidden, 2 * latent], nn.ReLU)
+        self.decoder = _layers([latent, *reversed(hidden), values], nn.ReLU)
+        if not bounded:
+            self.log_variance = nn.Parameter(torch.zeros(values))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, as for the model."""
+        return torch.optim.Adam(self.parameters(), self.lr, fused=True)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of q(z | x), each [n, latent]."""
+        mean, log_variance = self.encoder(x.flatten(1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def surprise(self, x: Tensor, z: Tensor) -> Tensor:
+        """-log p(x | z), [n]."""
+        made, x = self.decoder(z), x.flatten(1)
+        if self.bounded:
+            return F.binary_cross_entropy_with_logits(made, x, reduction="none").sum(1)
+        error = (x - made).square() * (-self.log_variance).exp()
+        total: Tensor = 0.5 * (error + self.log_variance + math.log(2 * math.pi)).sum(1)
+        return total
+
+    def loss(self, x: Tensor, draws: torch.Generator) -> Tensor:
+        """The negative evidence lower bound, with one draw of z a row."""
+        mean, log_variance = self.encode(x)
+        z = mean + (0.5 * log_variance).exp() * _normal(mean.shape, draws)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        return (self.surprise(x, z) + divergence).mean()
+
+    def sample(self, n: int, draws: torch.Generator) -> Tensor:
+        """New rows [n, *shape]."""
+        made: Tensor = self.decoder(_normal((n, self.latent), draws))
+        if self.bounded:
+            made = made.sigmoid()
+        else:
+            made = made + (0.5 * self.log_variance).exp() * _normal(made.shape, draws)
+        return made.view(n, *self.shape)
+
+
+class WGAN(nn.Module):
+    """A Wasserstein GAN with gradient penalty (Gulrajani et al. 2017), the generator of Shin et al. 2017.
+
+    critic     f(g(z)) - f(x) + penalty * (|grad f(u x + (1 - u) g(z))| - 1)^2, u uniform in [0, 1], one a row
+    generator  -f(g(z))
+
+    `loss` is the sum of both, means over the rows, each with the other's weights held fixed: both networks learn at
+    every step, from one loss. Adam, betas 0 and 0.9 as published. Published are also five steps of the critic for one
+    of the generator, at one rate; in a budget of steps, the critic learns at `ahead` times the generator's rate `lr`
+    instead (two time scales, Heusel et al. 2017). `bounded` says that values lie in [0, 1]: g ends in a sigmoid.
+    The critic has layers of sizes `hidden`, the generator the same backwards. Rows [n, *shape].
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int] = (400, 400),
+        latent: int = 100,
+        bounded: bool = True,
+        lr: float = 2e-4,
+        ahead: float = 2.0,
+        strength: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.shape, self.latent, self.bounded = tuple(shape), latent, bounded
+        self.lr, self.ahead, self.strength = lr, ahead, strength
+        values = math.prod(self.shape)
+        self.decoder = _layers([latent, *reversed(hidden), values], nn.ReLU)
+        self.critic = _layers([values, *hidden, 1], lambda: nn.LeakyReLU(0.2))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, the critic ahead of the generator."""
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.critic.parameters()), "lr": self.ahead * self.lr},
+            {"params": list(self.decoder.parameters()), "lr": self.lr},
+        ]
+        return torch.optim.Adam(groups, betas=(0.0, 0.9), fused=True)
+
+    def penalty(self, x: Tensor, made: Tensor, draws: torch.Generator) -> Tensor:
+        """How far the critic's slope is from 1 on the lines between rows and made rows, both [n, values]; a scalar."""
+        u = torch.rand(len(x), 1, generator=draws, device=x.device)
+        between = (u * x + (1 - u) * made).requires_grad_()
+        slope = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
+        away: Tensor = slope.norm(dim=1) - 1
+        return self.strength * away.square().mean()
+
+    def loss(self, x: Tensor, draws: torch.Generator) -> Tensor:
+        """The critic's loss and the generator's, of which each moves its own weights only."""
+        x, made = x.flatten(1), self._made(len(x), draws)
+        fixed = made.detach()
+        real, fake = self.critic(torch.cat([x, fixed])).view(2, -1).mean(1)
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        fooled = functional_call(self.critic, frozen, (made,))
+        total: Tensor = fake - real + self.penalty(x, fixed, draws) - fooled.mean()
+        return total
+
+    def sample(self, n: int, draws: torch.Generator) -> Tensor:
+        """New rows [n, *shape]."""
+        return self._made(n, draws).view(n, *self.shape)
+
+    def _made(self, n: int, draws: torch.Generator) -> Tensor:
+        made: Tensor = self.decoder(_normal((n, self.latent), draws))
+        return made.sigmoid() if self.bounded else made
+
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"vae": VAE, "gan": WGAN}
+
+
+class Apprentice:
+    """A generator that learns, its optimizer, and the scholar's: its frozen copy from before the open task.
+
+    A built-in one is made when the first rows show their shape, and again from its recipe, which is in the state. A
+    module of the user's is `network` from the start.
+    """
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        for function in () if network is None else ("loss", "sample"):
+            if not callable(getattr(network, function, None)):
+                raise ValueError(f"{type(network).__name__} has no {function}(...), which generative replay asks for")
+        self.network, self.scholar = network, cast("nn.Module | None", None)
+        self.recipe: dict[str, Any] | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def make(self, name: str, settings: dict[str, Any], seed: int) -> None:
+        """A built-in generator, drawn from the seed."""
+        self.recipe = {"name": name, "settings": settings}
+        with own_seed(seed):
+            self.network = GENERATORS[name](**settings)
+
+    def settle(self, device: torch.device) -> torch.optim.Optimizer:
+        """On the device, and with an optimizer."""
+        network = self._known()
+        network.to(device)
+        if self.optimizer is None:
+            bring = getattr(network, "optimizer", None)
+            self.optimizer = optim.make("adam" if bring is None else bring(), network)
+        return self.optimizer
+
+    def step(self, x: Tensor, draws: torch.Generator) -> None:
+        """One step of the optimizer on rows, inputs as a model takes them."""
+        optimizer, loss = self.settle(x.device), _drawing(self._known().loss, x, draws)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def graduate(self) -> nn.Module:
+        """The scholar's is the one that learns, as it is now."""
+        self.scholar = copy.deepcopy(self._known())
+        return self.scholar
+
+    def state(self) -> dict[str, Any]:
+        """Weights, moments and the scholar's weights."""
+        if self.network is None:
+            return {}
+        return {
+            "recipe": self.recipe,
+            "weights": dict(self.network.state_dict()),
+            "optimizer": None if self.optimizer is None else optim.state(self.optimizer, self.network),
+            "scholar": None if self.scholar is None else dict(self.scholar.state_dict()),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.optimizer = self.scholar = None
+        if not state:
+            self.network = self.recipe = None
+            return
+        if state["recipe"] is not None:
+            self.make(state["recipe"]["name"], state["recipe"]["settings"], seed=0)
+        network = self._known()
+        network.load_state_dict(state["weights"])
+        device = next((t.device for t in state["weights"].values()), torch.device("cpu"))
+        if state["optimizer"] is not None:
+            optim.load_state(self.settle(device), network, state["optimizer"])
+        if state["scholar"] is not None:
+            self.graduate().load_state_dict(state["scholar"])
+
+    def _known(self) -> nn.Module:
+        assert self.network is not None, "no generator was made yet"
+        return self.network
+
+
+@torch.no_grad()
+def sample(network: nn.Module, n: int, draws: torch.Generator) -> Tensor:
+    """New rows [n, ...] of a generator in eval mode."""
+    with evaluating(network):
+        return _drawing(network.sample, n, draws)
+
+
+def _drawing(function: Any, argument: Tensor | int, draws: torch.Generator) -> Tensor:
+    """Calls a generator's function, with the source of chance where it takes one."""
+    takes = "draws" in inspect.signature(function).parameters
+    found: Tensor = function(argument, draws) if takes else function(argument)
+    return found
+
+
+def _layers(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _normal(shape: Sequence[int], draws: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=draws, device=draws.device)
