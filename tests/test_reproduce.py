@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from perdure import Learner, models
 from perdure.experiment import proof, wrong
-from perdure.experiment.reproduce import folder, gather, reproduce
+from perdure.experiment.reproduce import folder, gather, place, reproduce
 from perdure.experiment.results import CellPart, Results
 from perdure.experiment.settings import RequestError
 from perdure.experiment.table import SCENARIOS, Table, load, names
@@ -143,7 +143,7 @@ def test_a_line_has_its_own_changes(tiny):
 
 
 def test_a_table_is_run_and_written_and_gone_on_with(tiny, tmp_path):
-    out, said = tmp_path / "results", io.StringIO()
+    out, said = tmp_path, io.StringIO()
     reproduce(tiny, out, Console(file=said, width=200), jobs=1, only=["fine-tuning-class"])
     assert "1 of 1: fine-tuning-class: " in said.getvalue()
     page = (tmp_path / "RESULTS.md").read_text()
@@ -152,7 +152,7 @@ def test_a_table_is_run_and_written_and_gone_on_with(tiny, tmp_path):
     reproduce(tiny, out, Console(file=said), jobs=2)
     again = Results.read(folder(out, list(load(tiny).lines())[1]))
     assert (again.cells, again.measured.cells) == (first.cells, first.measured.cells)  # to the second: not run again
-    results = Results.read(out / "tiny")
+    results = Results.read(place(out, load(tiny)))
     assert {(c.method, c.scenario, c.seed) for c in results.cells} == {
         ("fine-tuning", "task", 0), ("fine-tuning", "task", 1),
         ("fine-tuning", "class", 0), ("fine-tuning", "class", 1),
@@ -163,7 +163,7 @@ def test_a_table_is_run_and_written_and_gone_on_with(tiny, tmp_path):
     assert "- **EWC, strong**: Too few steps." in page and "strength 2" in page and "steps 2" in page
     found = proof.measured(list(load(tiny).lines())[1], results)
     assert found is not None and re.search(rf"\| fine-tuning \| {found.mean:.1f} ± .* \| 50 ± 100 \| within \|", page)
-    assert (out / "tiny" / "report.html").exists()
+    assert (place(out, load(tiny)) / "report.html").exists()
 
 
 def test_what_is_not_there_is_refused(tiny, tmp_path):

@@ -1,6 +1,6 @@
 """Run Avalanche 0.6.0 on permuted MNIST in our protocol, in an environment of its own, for the table in RESULTS.md.
 
-    .venv/bin/python tools/avalanche_permuted.py results/permuted-mnist/others.json --seeds 0 1 2
+    .venv/bin/python tools/avalanche_permuted.py results/tables/permuted-mnist/others.json --seeds 0 1 2
 
 Makes build/avalanche (once), hands it the ten permutations of `perdure.streams.permuted(mnist, 10, seed=0)`, and runs
 MLP 784-400-400-10, Adam 1e-3, batches of 128, 3 epochs a task, no logger, one thread. Finished runs are kept in the

@@ -11,7 +11,7 @@ from torch import Tensor
 from perdure import inference
 from perdure.data import Batch, Columns, Label, Rows, Task, chunks, column_map
 from perdure.models import evaluating
-from perdure.spelling import one_of
+from perdure.spelling import guess
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -34,11 +34,11 @@ def convert(x: Columns, device: torch.device) -> Columns:
 def grade(learner: Learner, rows: Rows, task: Task, infer: str | None = None) -> float | None:
     """The objective's grade on `rows` of a task; None where the task brings a label that the learner does not know."""
     home = learner.labels.home(task.name, task.classes)
+    strangeness = None if infer is None else inference.strangeness(learner, infer)
     if home is None:
         return None
-    if infer is not None:
-        one_of("infer", infer, inference.HOW)
-        said = inferred(learner, rows, infer).argmax(1)
+    if strangeness is not None:
+        said = inferred(learner, rows, strangeness).argmax(1)
         return float((said == rows.positions(learner.classes).cpu()).double().mean())
     number = learner.labels.revealed(task.name)
     columns = torch.tensor(home, device=learner.device)
@@ -59,15 +59,18 @@ def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, li
     """Probabilities (values, for regression) [n, answers] on the CPU, and the labels of the columns."""
     rows = Rows.of(x)
     name = task.name if isinstance(task, Task) else task
-    if name in inference.HOW and name not in learner.labels.tasks:
-        return inferred(learner, rows, name), learner.classes
-    if not learner.labels.columns:
+    infer = isinstance(task, str) and task in inference.HOW and task not in learner.labels.tasks
+    strangeness = inference.strangeness(learner, str(task)) if infer else None
+    if not (learner.labels.begun if infer else learner.labels.columns):
         raise ValueError("the learner has learnt nothing yet")
+    if strangeness is not None:
+        return inferred(learner, rows, strangeness), learner.classes
     if name is None and learner.labels.scenario == "task":
         known = ", ".join(repr(known) for known in learner.labels.tasks)
         raise ValueError(f'scenario "task" reveals the task: pass task=, one of {known}')
     if name is not None and name not in learner.labels.tasks:
-        raise ValueError(f"task {name!r} is not known; learnt so far: {', '.join(learner.labels.tasks)}")
+        near = guess(name, inference.HOW)
+        raise ValueError(f"task {name!r} is not known; learnt so far: {', '.join(learner.labels.tasks)}.{near}")
     home, labels = learner.labels.answers(name)
     parts = []
     with torch.inference_mode():
@@ -77,15 +80,12 @@ def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, li
     return torch.cat(parts), labels
 
 
-def inferred(learner: Learner, rows: Rows, how: str) -> Tensor:
+def inferred(learner: Learner, rows: Rows, strangeness: inference.Strangeness) -> Tensor:
     """Probabilities [n, classes] on the CPU: those of the task that each row seems to be of, 0 for other labels."""
-    if learner.labels.scenario != "task" or learner.objective.name != "classification":
-        raise ValueError(f'task={how!r} infers the task, which needs scenario "task" and classification')
-    strangeness = inference.strangeness(learner, how)
     classes, least = learner.classes, torch.full((len(rows),), float("inf"))
     found = torch.zeros(len(rows), len(classes))
-    for number, name in enumerate(learner.labels.tasks):
-        home, labels = learner.labels.answers(name)
+    for name in learner.labels.begun:
+        number, (home, labels) = learner.labels.number(name), learner.labels.answers(name)
         places, start = torch.tensor([classes.index(label) for label in labels]), 0
         with torch.inference_mode():
             for x, scores in _scored(learner, rows, number):

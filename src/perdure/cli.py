@@ -72,7 +72,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     again.add_argument("table", help="as in `perdure list tables`")
     again.add_argument("--jobs", type=int, default=2, metavar="N", help="lines at a time, one thread each")
     again.add_argument("--only", action="append", default=[], metavar="LINE", help="a line or a method of the table")
-    again.add_argument("--out", type=Path, metavar="FOLDER", default=Path("results"), help="results unless given")
+    again.add_argument(
+        "--out", type=Path, metavar="FOLDER", default=Path(), help="where RESULTS.md and results lie; here unless given"
+    )
     again.add_argument("--fresh", action="store_true", help="run finished lines again")
     again.set_defaults(command=_reproduce)
 

@@ -260,7 +260,7 @@ class Attached(HostBase):
             raise ValueError("a class-balanced memory needs one label a row")
         return batch.y
 
-    def spend(self, forward: int, backward: int = 0) -> None:
+    def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
         """Not counted in a loop that is not ours."""
 
     # ---- inside ----

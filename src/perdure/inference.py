@@ -4,7 +4,8 @@
 "nearest-mean"  the task that has the nearest mean of features of a label, each task's features as its own network sees
                 them, distances in units of the task's own mean distance
 
-Every known task is asked once a row, so that it costs as many predictions as there are tasks.
+Every task that was begun is asked once a row, so that it costs as many predictions as there are tasks. The task found
+answers by its own head.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from perdure.data import Columns, Task
 from perdure.method import memory, sampled
 from perdure.models import evaluating
+from perdure.spelling import one_of
 
 if TYPE_CHECKING:
     from perdure.learner import Learner
@@ -27,12 +29,19 @@ if TYPE_CHECKING:
 HOW = ("entropy", "nearest-mean")
 ROWS = 2000
 
+Strangeness = Callable[[Columns, Tensor, int], Tensor]
+
 
 @dataclass(eq=False)
 class Means:
-    """The mean features of each label of each task, and how far rows lie from them; noted when the task has ended."""
+    """The mean features of each label of each task, and how far rows lie from them; noted when the task has ended.
+
+    By task: `means` [k, features] of the labels at `positions` [k], `spread` the mean distance of a row to its nearest
+    one. Labels that are not among the rows of a task that comes back keep the means that they had.
+    """
 
     means: dict[str, Tensor] = memory(dict)
+    positions: dict[str, Tensor] = memory(dict)
     spread: dict[str, Tensor] = memory(dict)
 
     @torch.no_grad()
@@ -45,33 +54,51 @@ class Means:
         with evaluating(learner.model):
             for batch in sampled(learner, task.train, ROWS, "means"):
                 try:
-                    seen.append(learner.method.features(learner, batch.x, number).float())
-                except AttributeError:
+                    seen.append(learner.method.features(learner, batch.x, number).float().flatten(1))
+                except Exception:  # `features` is the network's own affair: without it only "nearest-mean" is refused
                     return
                 labels.append(batch.y)
                 learner.spend(forward=len(batch))
-        features, y = torch.cat(seen).flatten(1), torch.cat([part for part in labels if part is not None])
-        present = torch.unique(y)
-        means = torch.stack([features[y == label].mean(0) for label in present])
-        self.means[task.name] = means
-        self.spread[task.name] = torch.cdist(features, means).min(1).values.mean().clamp(min=1e-12)
+        features, y = torch.cat(seen), torch.cat([part for part in labels if part is not None])
+        positions = torch.unique(y)
+        means = torch.stack([features[y == position].mean(0) for position in positions])
+        spread = _nearest(features, means).mean().clamp(min=1e-12)
+        if task.name in self.means and self.means[task.name].shape[1] == means.shape[1]:
+            absent = ~torch.isin(self.positions[task.name], positions)
+            means = torch.cat([self.means[task.name][absent], means])
+            positions = torch.cat([self.positions[task.name][absent], positions])
+        self.means[task.name], self.positions[task.name], self.spread[task.name] = means, positions, spread
 
 
-def strangeness(learner: Learner, how: str) -> Callable[[Columns, Tensor, int], Tensor]:
-    """How little a row seems to be of a task, [n]: a function of its inputs, its probabilities there and the task."""
+def strangeness(learner: Learner, how: str) -> Strangeness:
+    """How little a row seems to be of a task, [n]: a function of its inputs, its probabilities there and the task.
+
+    Raises ValueError for an unknown way, in scenarios that hide the task, and for a task that this way cannot judge.
+    """
+    one_of("infer", how, HOW)
+    if learner.labels.scenario != "task" or learner.objective.name != "classification":
+        raise ValueError(f'{how!r} infers the task, which needs scenario "task" and classification')
     names = list(learner.labels.tasks)
     if how == "entropy":
-        alone = [name for name, classes in learner.labels.tasks.items() if len(classes) < 2]
+        alone = [name for name in learner.labels.begun if len(learner.labels.tasks[name]) < 2]
         if alone:
-            raise ValueError(f'task {alone[0]!r} has one label, of which it is always sure: use task="nearest-mean"')
-        return lambda x, p, number: -(p * p.clamp(min=1e-38).log()).sum(1) / math.log(p.shape[1])
-    missing = [name for name in names if name not in learner.means.means]
+            raise ValueError(f'task {alone[0]!r} has one label, of which it is always sure: use "nearest-mean"')
+        return lambda x, p, number: torch.special.entr(p).sum(1) / math.log(p.shape[1])
+    missing = [name for name in learner.labels.begun if name not in learner.means.means]
     if missing:
-        raise ValueError(f'no mean features are known of task {missing[0]!r}: use task="entropy"')
+        raise ValueError(
+            f"no mean features are known of task {missing[0]!r}; they are noted when a task ends, of networks with "
+            '`features(x)`: use "entropy"'
+        )
 
     def distance(x: Columns, p: Tensor, number: int) -> Tensor:
         name = names[number]
         features = learner.method.features(learner, x, number).float().flatten(1)
-        return torch.cdist(features, learner.means.means[name]).min(1).values / learner.means.spread[name]
+        return _nearest(features, learner.means.means[name]) / learner.means.spread[name]
 
     return distance
+
+
+def _nearest(features: Tensor, means: Tensor) -> Tensor:
+    """The distance of each row to its nearest mean, [n]; by differences, as products are coarse where it is small."""
+    return torch.cdist(features, means, compute_mode="donot_use_mm_for_euclid_dist").min(1).values

@@ -50,6 +50,12 @@ class Labels:
         self._tabulate()
         return self.number(name)
 
+    @property
+    def begun(self) -> list[str]:
+        """The tasks that were opened to be learnt, not ahead alone."""
+        to_learn = {name for name, _, ahead in self.opened if not ahead}
+        return [name for name in self.tasks if name in to_learn]
+
     def number(self, name: str) -> int:
         """The number of a known task."""
         return list(self.tasks).index(name)

@@ -220,6 +220,7 @@ class Learner(Offers):
             self.inputs = self.inputs or checks.inputs(task.train)
             self.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
             self.method.end(self, task)
+            self.means.note(self, task)
             self._measure_size()
             self.clock.close(done=False)
             self._commit()
@@ -311,7 +312,10 @@ class Learner(Offers):
         """
         if self.clock.begun or self.clock.task:
             raise RuntimeError("all outputs are opened before the first task is learnt, or one by one")
-        for task in tasks:
+        ahead = list(tasks)
+        if not all(isinstance(task, Task) for task in ahead):
+            raise TypeError("open_ahead takes the tasks of a stream")
+        for task in ahead:
             self._grow(task.name, task.classes, ahead=True)
 
     def relabel(self, opened: list[Any]) -> None:

@@ -104,8 +104,8 @@ class Host(Protocol):
     def balance_key(self, batch: Batch) -> Tensor:
         """A whole number a row that is equal for rows of one label, [n]."""
 
-    def spend(self, forward: int, backward: int = 0) -> None:
-        """Notes rows that went through the model outside a step, for the count of multiply-adds."""
+    def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
+        """Notes rows that went through the model outside a step, and multiply-adds of other networks, for the count."""
 
 
 class Trainer(Host, Protocol):

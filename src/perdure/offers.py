@@ -62,9 +62,9 @@ class Offers(HostBase):
         """The number of each row's label."""
         return self.labels.key(batch)
 
-    def spend(self, forward: int, backward: int = 0) -> None:
-        """Notes rows that went through the model outside a step."""
-        self.cost.multiply_adds += (forward + 2 * backward) * self.row_cost
+    def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
+        """Notes rows that went through the model outside a step, and multiply-adds of other networks."""
+        self.cost.multiply_adds += (forward + 2 * backward) * self.row_cost + other
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where so set."""

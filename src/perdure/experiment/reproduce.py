@@ -25,8 +25,8 @@ def reproduce(
 ) -> None:
     """Runs what is still to be run of a table, `jobs` lines at a time, and writes what there is.
 
-    `out` / name holds a folder a line, and results.json and report.html of all lines; RESULTS.md is written beside
-    `out` from all tables there. `only` names some lines (by their folders) or rows (by their labels). Stopped at any
+    `out`/results/tables/NAME holds a folder a line, and results.json and report.html of all lines; `out`/RESULTS.md is
+    written from all tables there. `only` names some lines (by their folders) or rows (by their labels). Stopped at any
     instant, the same call goes on. Raises RequestError for names that are not known.
     """
     table = load(name)
@@ -50,24 +50,29 @@ def reproduce(
             pool.shutdown(cancel_futures=True)
             console.print("stopped; the same command goes on from the last save points")
             raise
-    console.print(f"report: {out / name / 'report.html'}; table: {proof.where(out)}")
+    console.print(f"report: {place(out, table) / 'report.html'}; table: {out / 'RESULTS.md'}")
 
 
 def folder(out: Path, line: Line) -> Path:
     """Where a line runs."""
-    return out / line.table.name / "lines" / line.slug
+    return place(out, line.table) / "lines" / line.slug
+
+
+def place(out: Path, table: Table) -> Path:
+    """Where a table's results lie."""
+    return out / "results" / "tables" / table.name
 
 
 def write(table: Table, out: Path) -> None:
     """The table's results and report from the lines that are there, and RESULTS.md from all tables."""
     merged = gather(table, out)
     if merged is not None:
-        merged.write(out / table.name / "results.json")
-        report.write(merged.model_dump(mode="json", by_alias=True), out / table.name / "report.html")
+        merged.write(place(out, table) / "results.json")
+        report.write(merged.model_dump(mode="json", by_alias=True), place(out, table) / "report.html")
     tables = [load(name) for name in names()]
     tables += [] if table.name in names() else [table]
-    run_so_far = [table.name for table in tables if (out / table.name / "results.json").exists()]
-    found = {name: Results.read(out / name) for name in run_so_far}
+    run_so_far = [table for table in tables if (place(out, table) / "results.json").exists()]
+    found = {table.name: Results.read(place(out, table)) for table in run_so_far}
     proof.write(tables, found, out)
 
 

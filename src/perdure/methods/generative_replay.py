@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from perdure.answers import convert
-from perdure.data import Batch, Task
+from perdure.data import Batch, Columns, Task
 from perdure.method import Host, Method, memory
 from perdure.models import evaluating
 from perdure.models.generators import GENERATORS, Apprentice, sample
@@ -19,6 +19,7 @@ from perdure.seeds import seeded
 from perdure.spelling import one_of
 
 CHANCE = "generative replay"
+ALONE = 2000, 128  # steps and rows a step of a generator that learns without the model
 
 
 @dataclass(eq=False)
@@ -84,10 +85,7 @@ class GenerativeReplay(Method):
     def replay(self, host: Host, batch: Batch) -> Batch:
         """Appends made rows, and weighs new and made ones."""
         fresh = batch.fresh
-        new = batch.x if batch.origin is None else batch.select(fresh).x
-        if not isinstance(new, Tensor) or not (new.is_floating_point() or new.dtype == torch.uint8):
-            kind = "named columns" if isinstance(new, dict) else str(new.dtype)
-            raise ValueError(f"generative replay makes rows of floats or uint8 images, and these inputs are {kind}")
+        new = _rows(batch.x if batch.origin is None else batch.select(fresh).x)
         self.lesson = new, None
         if self.apprentice.scholar is None:
             return batch
@@ -107,6 +105,22 @@ class GenerativeReplay(Method):
             self._teach(host, *self.lesson)
         self.lesson = None
 
+    def end(self, host: Host, task: Task) -> None:
+        """One more task is known. Consolidation without training teaches the generator here."""
+        if host.clock.step == host.clock.begun_at:
+            chance = host.generator(CHANCE, "cpu")
+            for _ in range(ALONE[0]):
+                index = torch.randint(len(task.train), (ALONE[1],), generator=chance)
+                self._teach(host, _rows(host.read(task.train, index).x), None)
+        self.apprentice.check()
+        self.learnt = torch.cat([self.learnt.to(host.device), torch.tensor([host.number], device=host.device)])
+
+    def samples(self, host: Host, count: int, seed: int = 0) -> Tensor:
+        """What the generator makes now, inputs as a model takes them [count, ...]: a function of `seed` alone."""
+        if self.apprentice.network is None:
+            raise ValueError("the generator has learnt nothing yet")
+        return sample(self.apprentice.network, count, torch.Generator(host.device).manual_seed(seed))
+
     def _teach(self, host: Host, new: Tensor, made: Tensor | None) -> None:
         draws = host.generator(CHANCE)
         if made is not None:
@@ -120,16 +134,7 @@ class GenerativeReplay(Method):
         x = convert(new, host.device)
         assert isinstance(x, Tensor)
         self.apprentice.step(x, draws)
-
-    def end(self, host: Host, task: Task) -> None:
-        """One more task is known."""
-        self.learnt = torch.cat([self.learnt.to(host.device), torch.tensor([host.number], device=host.device)])
-
-    def samples(self, host: Host, count: int, seed: int = 0) -> Tensor:
-        """What the generator makes now, inputs as a model takes them [count, ...]: a function of `seed` alone."""
-        if self.apprentice.network is None:
-            raise ValueError("the generator has learnt nothing yet")
-        return sample(self.apprentice.network, count, torch.Generator(host.device).manual_seed(seed))
+        host.spend(0, other=len(x) * self.apprentice.work[0])
 
     @torch.no_grad()
     def _made(self, host: Host, count: int, like: Tensor) -> Batch:
@@ -143,8 +148,16 @@ class GenerativeReplay(Method):
         asked = host.ready(made)
         with evaluating(host.model):
             scores = functional_call(host.model, self.solver, (asked.x,))[:, : self.columns].float()
-        host.spend(forward=count)
+        host.spend(forward=count, other=count * self.apprentice.work[1])
         allowed = None if asked.allowed is None else asked.allowed[:, : scores.shape[1]]
         answer = host.objective.answer(scores, allowed)
         made.target = answer if self.targets == "soft" else None
         return host.labelled(made, answer.argmax(1))
+
+
+def _rows(x: Columns) -> Tensor:
+    """Inputs that a generator can make, as they are."""
+    if isinstance(x, Tensor) and (x.is_floating_point() or x.dtype == torch.uint8):
+        return x
+    kind = str(x.dtype) if isinstance(x, Tensor) else "named columns"
+    raise ValueError(f"generative replay makes rows of floats and uint8 images, and these inputs are {kind}")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from perdure import optim
 from perdure.models.head import own_seed
@@ -120,7 +121,7 @@ class WGAN(nn.Module):
         self.shape, self.latent, self.bounded = tuple(shape), latent, bounded
         self.lr, self.ahead, self.strength = lr, ahead, strength
         values = math.prod(self.shape)
-        self.decoder = _layers([latent, *reversed(hidden), values], nn.ReLU)
+        self.decoder = _layers([latent, *reversed(hidden), values], nn.ReLU, norm=True)
         self.critic = _layers([values, *hidden, 1], lambda: nn.LeakyReLU(0.2))
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -141,12 +142,13 @@ class WGAN(nn.Module):
 
     def loss(self, x: Tensor, draws: torch.Generator) -> Tensor:
         """The critic's loss and the generator's, of which each moves its own weights only."""
-        x, made = x.flatten(1), self._made(len(x), draws)
+        x = x.flatten(1)
+        made = self._made(max(2, len(x)), draws)[: len(x)]  # batch norm cannot learn from one row
         fixed = made.detach()
         real, fake = self.critic(torch.cat([x, fixed])).view(2, -1).mean(1)
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
-        fooled = functional_call(self.critic, frozen, (made,))
-        total: Tensor = fake - real + self.penalty(x, fixed, draws) - fooled.mean()
+        fooled = functional_call(self.critic, frozen, (made,)).mean()
+        total: Tensor = fake - real + self.penalty(x, fixed, draws) - fooled
         return total
 
     def sample(self, n: int, draws: torch.Generator) -> Tensor:
@@ -175,6 +177,7 @@ class Apprentice:
         self.network, self.scholar = network, cast("nn.Module | None", None)
         self.recipe: dict[str, Any] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
+        self.work = [0, 0]  # multiply-adds a row, of learning and of making
 
     def make(self, name: str, settings: dict[str, Any], seed: int) -> None:
         """A built-in generator, drawn from the seed."""
@@ -193,10 +196,18 @@ class Apprentice:
 
     def step(self, x: Tensor, draws: torch.Generator) -> None:
         """One step of the optimizer on rows, inputs as a model takes them."""
-        optimizer, loss = self.settle(x.device), _drawing(self._known().loss, x, draws)
+        optimizer = self.settle(x.device)
+        if not any(self.work):
+            self.work = _multiply_adds(self._known(), x[:2])
+        loss = _drawing(self._known().loss, x, draws)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+    def check(self) -> None:
+        """Raises FloatingPointError for weights that are not finite; waits for the device."""
+        if not all(bool(p.isfinite().all()) for p in self._known().parameters()):
+            raise FloatingPointError("the generator's weights became NaN or infinite: lower its learning rate")
 
     def graduate(self) -> nn.Module:
         """The scholar's is the one that learns, as it is now."""
@@ -209,6 +220,7 @@ class Apprentice:
             return {}
         return {
             "recipe": self.recipe,
+            "work": list(self.work),
             "weights": dict(self.network.state_dict()),
             "optimizer": None if self.optimizer is None else optim.state(self.optimizer, self.network),
             "scholar": None if self.scholar is None else dict(self.scholar.state_dict()),
@@ -217,6 +229,7 @@ class Apprentice:
     def load_state(self, state: dict[str, Any]) -> None:
         """Puts back what `state` gave."""
         self.optimizer = self.scholar = None
+        self.work = list(state.get("work", (0, 0)))
         if not state:
             self.network = self.recipe = None
             return
@@ -242,6 +255,17 @@ def sample(network: nn.Module, n: int, draws: torch.Generator) -> Tensor:
         return _drawing(network.sample, n, draws)
 
 
+def _multiply_adds(network: nn.Module, x: Tensor) -> list[int]:
+    """A row's, of a step on rows like these and of making one."""
+    counts, draws = [], torch.Generator(x.device).manual_seed(0)
+    network = copy.deepcopy(network)
+    for work in (lambda: _drawing(network.loss, x, draws).backward(), lambda: sample(network, len(x), draws)):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counts.append(int(counter.get_total_flops()) // 2 // len(x))
+    return counts
+
+
 def _drawing(function: Any, argument: Tensor | int, draws: torch.Generator) -> Tensor:
     """Calls a generator's function, with the source of chance where it takes one."""
     takes = "draws" in inspect.signature(function).parameters
@@ -249,11 +273,12 @@ def _drawing(function: Any, argument: Tensor | int, draws: torch.Generator) -> T
     return found
 
 
-def _layers(sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+def _layers(sizes: Sequence[int], activation: Callable[[], nn.Module], norm: bool = False) -> nn.Sequential:
+    """Linear layers of these sizes, each but the last with its activation, and batch norm before that."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), activation()]
+    return nn.Sequential(*layers[: -2 if norm else -1])
 
 
 def _normal(shape: Sequence[int], draws: torch.Generator) -> Tensor:
