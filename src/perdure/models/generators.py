@@ -257,13 +257,12 @@ def sample(network: nn.Module, n: int, draws: torch.Generator) -> Tensor:
 
 def _multiply_adds(network: nn.Module, x: Tensor) -> list[int]:
     """A row's, of a step on rows like these and of making one."""
-    counts, draws = [], torch.Generator(x.device).manual_seed(0)
-    network = copy.deepcopy(network)
-    for work in (lambda: _drawing(network.loss, x, draws).backward(), lambda: sample(network, len(x), draws)):
-        with FlopCounterMode(display=False) as counter:
-            work()
-        counts.append(int(counter.get_total_flops()) // 2 // len(x))
-    return counts
+    network, draws = copy.deepcopy(network), torch.Generator(x.device).manual_seed(0)
+    with FlopCounterMode(display=False) as learning:
+        _drawing(network.loss, x, draws).backward()  # type: ignore[no-untyped-call]
+    with FlopCounterMode(display=False) as making:
+        sample(network, len(x), draws)
+    return [int(counter.get_total_flops()) // 2 // len(x) for counter in (learning, making)]
 
 
 def _drawing(function: Any, argument: Tensor | int, draws: torch.Generator) -> Tensor:
