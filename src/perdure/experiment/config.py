@@ -42,6 +42,7 @@ class Training(BaseModel):
     patience: PositiveInt | None = None
     heads: Literal["separate", "shared"] | None = None
     protocol: Literal["as they come", "all outputs"] = "as they come"
+    augment: Literal["crop and flip"] | None = None
 
 
 class Experiment(BaseModel):

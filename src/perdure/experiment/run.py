@@ -12,6 +12,7 @@ from rich.console import Console
 
 import perdure
 from perdure import models, report
+from perdure.augment import AUGMENTS
 from perdure.callbacks import Callback
 from perdure.checkpoint import CheckpointError
 from perdure.data import Task
@@ -122,12 +123,13 @@ class Run:
                     state,
                     callbacks=callbacks,
                     device=experiment.training.device,
+                    augment=AUGMENTS.get(experiment.training.augment or ""),
                     save_to=state,
                     save_every=experiment.save_every,
                 )
             except CheckpointError as error:
                 raise RequestError(f"{error}; or delete it: its cell begins anew") from None
-        training = experiment.training.model_dump(exclude={"heads", "protocol"})
+        training = experiment.training.model_dump(exclude={"heads", "protocol", "augment"})
         learner = Learner(
             models.build(self.plan.recipe),
             cell.entry.build(),
@@ -135,6 +137,7 @@ class Run:
             heads=experiment.training.heads or "separate",
             seed=cell.seed,
             callbacks=callbacks,
+            augment=AUGMENTS.get(experiment.training.augment or ""),
             save_to=state,
             save_every=experiment.save_every,
             **training,

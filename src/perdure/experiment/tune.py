@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from perdure import methods, models
+from perdure.augment import AUGMENTS
 from perdure.checkpoint import replace_file
 from perdure.experiment import pieces
 from perdure.experiment.config import Entry, Plan
@@ -117,10 +118,13 @@ def tune(
 
 def grade(plan: Plan, entry: Entry, chosen: Mapping[str, Any], scenario: str, stream: Stream, seed: int) -> float:
     """The average accuracy of the method with these settings at the end of a stream."""
-    training = plan.experiment.training.model_dump(exclude={"heads", "protocol"})
+    training = plan.experiment.training.model_dump(exclude={"heads", "protocol", "augment"})
     method = methods.build({**entry.spec, **chosen})
     heads = plan.experiment.training.heads or "separate"
-    learner = Learner(models.build(plan.recipe), method, scenario=scenario, heads=heads, seed=seed, **training)
+    augment = AUGMENTS.get(plan.experiment.training.augment or "")
+    learner = Learner(
+        models.build(plan.recipe), method, scenario=scenario, heads=heads, seed=seed, augment=augment, **training
+    )
     for task in stream:
         learner.learn(task)
     return average_accuracy([learner.evaluate(stream)] * len(stream)) or 0.0
