@@ -272,10 +272,11 @@ def test_a_class_without_exemplars_is_never_answered() -> None:
     stream = small_stream(tasks=3)
     learner.open_ahead(stream)
     learner.learn(stream[0])
-    learner.learn(Task(stream[1].train, name="task 1", classes=(2, 3)))
+    learner.learn(Task(blobs((3,), 40, seed=0), name="task 1", classes=(2, 3)))  # no rows of 2, nothing yet of 4 and 5
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)) * 5
     scores = learner.predict_proba(x)
-    assert scores.shape == (50, 6) and scores.isfinite().all() and (scores[:, 4:] == 0).all()
+    assert scores.shape == (50, 6) and scores.isfinite().all()
+    assert (scores[:, [2, 4, 5]] == 0).all() and (scores[:, [0, 1, 3]] > 0).all()
     assert {len(rows) for rows in lists_of(method).values()} == {3}  # by the classes so far, not by those to come
 
 
@@ -290,13 +291,14 @@ def test_a_pretrained_network_gets_its_exemplars_by_consolidation() -> None:
 
 
 def test_more_classes_than_rows_are_refused_before_anything_is_learnt() -> None:
-    learner = small(methods.ICaRL(3))
+    spy = Spy()
+    learner = small(methods.ICaRL(3) + spy)
     first, second, _ = small_stream()
     learner.learn(first)
-    before = snapshot(learner)
+    before, steps = snapshot(learner), len(spy.batches)
     with pytest.raises(ValueError, match="capacity is 3, and there are 4 classes"):
         learner.learn(second)
-    assert differences(before, snapshot(learner)) == []
+    assert differences(before, snapshot(learner)) == [] and len(spy.batches) == steps
 
 
 @pytest.mark.parametrize("setting", [{"capacity": 0}, {"capacity": "10 MB"}, {"temperature": 0.0}])
@@ -342,6 +344,15 @@ def test_the_memory_is_balanced_as_the_papers_greedy_sampler_balances_it(capacit
         assert len(method.store) == capacity
 
 
+def test_the_seed_says_which_rows_gdumb_keeps() -> None:
+    kept = []
+    for seed in (0, 0, 1):
+        method = methods.GDumb(10)
+        small(method, seed=seed).learn(small_stream()[0])
+        kept.append(method.store.all()["x"])
+    assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
+
+
 def test_a_second_domain_gets_its_part_of_the_memory() -> None:
     method = methods.GDumb(40)
     learner = small(method, "domain")
@@ -381,7 +392,7 @@ def test_every_task_is_learnt_from_scratch_on_the_memory_alone() -> None:
             assert Counter(int(row) for batch in epoch for row in batch.x[:, 2]) == kept
         for batch in epochs:
             assert [learner.classes[c] for c in batch.columns.tolist()] == [chr(int(x[0])) for x in batch.x]
-    assert method.store.seen == 36
+    assert method.store.seen == 36 and method.before == {}
     assert spy.moments == [0, 0, 0]
     body = [name for name in fresh if not name.startswith("head")]
     assert all(torch.equal(start[name], fresh[name]) for start in spy.weights for name in body)
