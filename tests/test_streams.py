@@ -194,6 +194,15 @@ def test_permutations_have_fingerprints_of_their_own_and_do_not_depend_on_how_ma
     assert streams.permuted(data, 2, seed=2)[1].fingerprint != three[1].fingerprint
 
 
+def test_all_permutations_may_be_strange():
+    x = torch.arange(60.0).view(3, 20)
+    known, strange = (streams.permuted(arrays(x, [0, 1, 2], x, [0, 1, 2]), 3, identity=i) for i in (True, False))
+    assert torch.equal(known[0].train.read(torch.arange(3)), x)
+    orders = [task.train.read(torch.arange(3)) for task in strange]
+    assert all(not torch.equal(order, x) and torch.equal(order.sort(1).values, x) for order in orders)
+    assert len({tuple(order[0].tolist()) for order in orders}) == 3
+
+
 def test_permuting_needs_one_tensor():
     with pytest.raises(ValueError, match=r"permuted needs x to be one tensor; these rows have the columns \['a'\]"):
         streams.permuted(arrays({"a": torch.ones(2, 3)}, [0, 1]))

@@ -122,20 +122,23 @@ def blurry(dataset: Source, tasks: int = 5, *, blur: float = 0.1, seed: int = 0)
     )
 
 
-def permuted(dataset: Source, tasks: int = 10, *, seed: int = 0) -> Stream:
-    """Each task shows the same rows with their values shuffled by one fixed permutation; the first is the identity."""
+def permuted(dataset: Source, tasks: int = 10, *, seed: int = 0, identity: bool = True) -> Stream:
+    """Each task shows the same rows with their values shuffled by one fixed permutation.
+
+    identity  the first task is not shuffled, as in the papers; False where all shall be strange, to tune on others
+    """
     _check_source(dataset, tasks)
     shape = _tensor_shape(dataset.train, "permuted")
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number in range(tasks):
-        order = torch.randperm(math.prod(shape), generator=generator) if number else None
+        order = torch.randperm(math.prod(shape), generator=generator) if number or not identity else None
         made.append(_mapped(dataset, None if order is None else _Permutation(order), f"permutation {number}"))
     return Stream(
         made,
         name=f"permuted-{dataset.name}",
         description=f"{tasks} tasks, each all of {dataset.name} under one fixed shuffle of the values of a row "
-        f"(seed {seed}); the first task is not shuffled.",
+        f"(seed {seed})" + ("; the first task is not shuffled." if identity else "."),
     )
 
 

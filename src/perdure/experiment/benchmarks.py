@@ -18,9 +18,9 @@ def split_mnist(tasks: int = 5, seed: int | None = None, classes: Order = None) 
     return streams.split(datasets.mnist(), tasks, seed=seed, classes=classes)
 
 
-def permuted_mnist(tasks: int = 10, seed: int = 0) -> Stream:
+def permuted_mnist(tasks: int = 10, seed: int = 0, identity: bool = True) -> Stream:
     """MNIST with the pixels of each task in an order of its own (Kirkpatrick et al. 2017)."""
-    return streams.permuted(datasets.mnist(), tasks, seed=seed)
+    return streams.permuted(datasets.mnist(), tasks, seed=seed, identity=identity)
 
 
 def rotated_mnist(tasks: int = 5, degrees: float = 180.0) -> Stream:
