@@ -232,6 +232,13 @@ def test_stored_scores_are_those_of_the_end_of_the_task_in_eval_mode(norm: bool)
     assert method.store.seen == 72  # each row was offered once
 
 
+def test_the_forward_pass_over_the_stored_rows_is_counted() -> None:
+    scored, plain = learner(methods.DER(10)), learner(methods.Finetune())
+    for found in (scored, plain):
+        found.learn(small_stream(rows=24)[0])
+    assert scored.cost.multiply_adds - plain.cost.multiply_adds == 10 * (12 * 9 + 9 * 2)
+
+
 def test_consolidation_without_training_keeps_scores_too() -> None:
     method = methods.DERpp(10)
     model = models.adapt(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)), head="2", classes=[0, 1])
@@ -242,6 +249,17 @@ def test_consolidation_without_training_keeps_scores_too() -> None:
     torch.testing.assert_close(kept["scores"], model.eval()(kept["x"]).detach())
     found.learn(other)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_store_whose_old_rows_have_all_given_way_replays_nothing() -> None:
+    method, witness = methods.DERpp(1), Witness()
+    found = learner(method + witness)
+    few, many = small_stream(tasks=2, rows=8)[0], small_stream(tasks=2, rows=160)[1]
+    found.learn(few)
+    found.learn(many)
+    replayed = [int((~batch.fresh).sum()) for batch in witness.batches]
+    assert 2 in replayed and replayed[-1] == 0
+    assert method.store.all()["task"].tolist() == [1]
 
 
 @pytest.mark.parametrize("make", [methods.DER, methods.DERpp])

@@ -167,10 +167,13 @@ def test_a_ridge_of_ones_own_is_used_and_holds_nothing_out() -> None:
     close(weights, np.linalg.solve(h.T @ h + 3.0 * np.eye(24), h.T @ target).T, rtol=1e-5)
 
 
-def test_a_ridge_that_float64_cannot_solve_with_is_raised() -> None:
-    method = methods.RanPAC(projection=24, ridge=1e-30)
-    learnt(method, tasks=[Task(blobs((0, 1), 4, seed=1))])  # four rows in 24 directions
-    assert method.classifier()[0].isfinite().all()
+def test_a_ridge_that_float64_cannot_solve_with_is_raised_until_it_can() -> None:
+    method = methods.RanPAC(projection=24, bits=20, ridge=1e-30)
+    task = Task(blobs((0, 1), 4, seed=1))  # four rows in 24 directions
+    learner = learnt(method, tasks=[task])
+    weights, _ = method.classifier()
+    answers = projected(method, in_numpy(learner, task.train)) @ weights.T.numpy()
+    np.testing.assert_allclose(answers, np.eye(2)[task.train.labels], atol=1e-3)
 
 
 def test_the_projection_is_normal_with_variance_one_over_the_features() -> None:
@@ -542,12 +545,23 @@ class Watcher(Method):
         self.seen = host.columns
 
 
+@dataclass(eq=False)
+class Architect(Method):
+    name: ClassVar[str] = "architect"
+
+    def remodel(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+PARTS = [methods.Replay, methods.EWC, methods.LwF, methods.SI, methods.AGEM, Architect]
+
+
 @every_kind
-@pytest.mark.parametrize("part", [methods.Replay, methods.EWC, methods.LwF, methods.Progressive, methods.AGEM])
+@pytest.mark.parametrize("part", PARTS)
 def test_parts_that_act_in_training_are_refused_where_nothing_is_trained(make: Any, part: Any) -> None:
     name = make().name
     for pair in ((make(), part()), (part(), make())):
-        with pytest.raises(ValueError, match=f"{name} trains nothing, so {part().name} could do nothing|both own"):
+        with pytest.raises(ValueError, match=f"{name} trains nothing, so {part().name} could do nothing"):
             pair[0] + pair[1]
 
 

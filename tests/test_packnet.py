@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import blobs, small_stream
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from trees import differences, snapshot
 
 from perdure import Callback, Learner, Rows, Task, methods, models
 from perdure.method import Method
 from perdure.methods import packnet
-from perdure.methods.shares import FREE, NOBODYS
+from perdure.methods.shares import FREE, NOBODYS, Shares
 
 OPTIMIZERS = {
     "adam": {"name": "adam", "lr": 0.01},
@@ -530,15 +531,79 @@ def test_settings_that_mean_nothing_are_refused(setting: dict[str, float]) -> No
         methods.PackNet(**setting)
 
 
-def test_layers_that_are_not_trained_are_left_alone() -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_layers_that_the_first_task_does_not_train_are_left_alone(later: bool) -> None:
     model = models.mlp(12, (16, 10), norm=True)
     model.body[1].requires_grad_(False)
-    learner = made(model=model)
+    learner = made(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1))
     before = weights(learner)["body.1.weight"]
     stream = small_stream(tasks=2)
     learner.learn(stream[0])
     answer = learner.predict_proba(x_of(stream[0].test), task=stream[0])
+    model.body[1].requires_grad_(later)
     learner.learn(stream[1])
     assert torch.equal(weights(learner)["body.1.weight"], before)
     assert list(learner.method.free) == ["body.4.weight"]
     assert torch.equal(answer, learner.predict_proba(x_of(stream[0].test), task=stream[0]))
+
+
+def test_what_is_frozen_is_worked_out_once_before_and_once_after_pruning(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    values = Shares.values
+    monkeypatch.setattr(Shares, "values", lambda *given: found.append(given[2]) or values(*given))
+    learner = made()
+    learner.learn(small_stream()[0])
+    assert found[:2] == [0, 0]
+    assert set(found[2:]) == {1}  # the means of features
+    assert (learner.method.guarded, learner.method.guarded_for) == ([], None)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what a step does that would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    method, waited = methods.PackNet(retrain=0.5), []
+    learner = made(method, epochs=2)
+    for hook in ("replay", "project", "after_step"):
+        own = getattr(method, hook)
+
+        def watched(*given: Any, own: Any = own) -> Any:
+            with Waits() as waits:
+                found = own(*given)
+            waited.append(len(waits.found))
+            return found
+
+        setattr(method, hook, watched)
+    for task in small_stream(tasks=2, rows=64):
+        waited.clear()
+        learner.learn(task)
+        first, prunes = 0, 3 * 4
+        assert len(waited) == 3 * 8
+        assert [place for place, count in enumerate(waited) if count] == [first, prunes]
+
+
+def test_a_layer_that_somebody_keeps_in_eval_mode_stays_there() -> None:
+    learner = made(model=models.mlp(12, (8,), norm=True))
+    norm, modes = learner.model.body[2], []
+
+    class Holds(Callback):
+        def before_task(self, learner: Learner, task: Task) -> None:
+            norm.training = False
+
+        def after_step(self, learner: Learner) -> None:
+            modes.append(norm.training)
+
+    learner.callbacks.append(Holds())
+    for task in small_stream(tasks=2, rows=32):
+        learner.learn(task)
+    assert len(modes) == 12 and not any(modes)

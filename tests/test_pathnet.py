@@ -152,7 +152,7 @@ def test_the_loser_becomes_a_mutant_of_the_winner(fitness: tuple[float, float], 
 
 
 def test_two_random_paths_are_trained_in_turn_and_graded_on_the_rows_of_their_own_steps() -> None:
-    spy, method = Spy(), pathnet(trial=3, settle=0.3)
+    spy, method = Spy(), pathnet(trial=3, settle=0.3, population=20)
     found, compete, seen = learner(spy + method, steps=40), method.compete, []
 
     def watched(host: Host, first: float, second: float) -> None:
@@ -176,13 +176,24 @@ def test_two_random_paths_are_trained_in_turn_and_graded_on_the_rows_of_their_ow
                 genotype = one["before"][one["pair"][contestant]]
                 assert all(torch.equal(step["path"], genotype) for step in steps)
             assert one["pair"][0] != one["pair"][1]
-            others = [i for i in range(6) if i not in one["pair"]]
+            others = [i for i in range(20) if i not in one["pair"]]
             assert torch.equal(one["before"][others], one["after"][others])
         last = seen[-1]
         winner = last["pair"][0 if last["fitness"][0] >= last["fitness"][1] else 1]
         assert all(torch.equal(step["path"], last["after"][winner]) for step in spy.steps[24:])
         assert method.paths[task.name] == last["after"][winner].tolist()
         assert len({tuple(sorted(one["pair"])) for one in seen}) > 1
+
+
+def test_where_there_are_no_steps_for_a_tournament_a_random_path_is_trained() -> None:
+    seen = []
+    for seed in range(3):
+        spy, method = Spy(), pathnet(settle=1.0)
+        found = learner(spy + method, seed=seed)
+        found.learn(small_stream(rows=40)[0])
+        assert all(torch.equal(step["path"], method.genotypes[0]) for step in spy.steps)
+        seen.append(method.paths["task 0"])
+    assert seen[0] != seen[1] != seen[2]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -292,9 +303,10 @@ def test_a_row_is_counted_as_on_a_path_on_which_no_module_stands_twice() -> None
         def after_step(self, learner: Learner) -> None:
             costs.append(learner.row_cost)
 
-    found = learner(pathnet(), callbacks=[Watch()])
+    found = learner(pathnet(modules=2), callbacks=[Watch()])
     for task in small_stream(rows=40)[:2]:
         found.learn(task)
+    assert any(len(set(row)) < 2 for row in found.method.paths["task 0"])
     modules = 2 * (12 * 4) + 2 * (4 * 4)
     assert costs == [modules + 4 * 2] * 20 + [modules + 4 * 4] * 20
 

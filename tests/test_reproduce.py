@@ -113,7 +113,7 @@ def test_the_score_is_the_average_accuracy_or_the_steps_to_the_threshold_in_the_
     assert proof.score(table(), traced) == pytest.approx(60.0)
     counting = table(measure="steps", threshold=0.9)
     assert proof.score(counting, traced) == 4  # the second task begins after step 10
-    assert proof.score(table(measure="steps", threshold=0.98), traced) is None
+    assert proof.steps_to(0.98, traced) is None and proof.score(table(measure="steps", threshold=0.98), traced) == 10
     assert proof.score(counting, cell(complete=False, metrics=None)) is None
 
 
@@ -164,6 +164,22 @@ def test_a_table_is_run_and_written_and_gone_on_with(tiny, tmp_path):
     found = proof.measured(list(load(tiny).lines())[1], results)
     assert found is not None and re.search(rf"\| fine-tuning \| {found.mean:.1f} ± .* \| 50 ± 100 \| within \|", page)
     assert (place(out, load(tiny)) / "report.html").exists()
+
+
+def test_variants_of_the_benchmark_are_lines_whose_cells_count_as_seeds(tiny, tmp_path):
+    text = (tmp_path / "tiny.toml").read_text()
+    pairs = "variants = [{ classes = [[0, 1], [2, 3]] }, { classes = [[4, 5], [6, 7]] }]"
+    (tmp_path / "tiny.toml").write_text(pairs + text)
+    lines = list(load(tiny).lines())
+    assert [line.slug for line in lines][:2] == ["fine-tuning-task-1", "fine-tuning-task-2"] and len(lines) == 6
+    assert [line.document()["benchmark"]["classes"] for line in lines[:2]] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    reproduce(tiny, tmp_path, Console(file=io.StringIO()), only=["fine-tuning-task-1", "fine-tuning-task-2"])
+    results = Results.read(place(tmp_path, load(tiny)))
+    assert [cell.seed for cell in results.cells] == [0, 1, 100, 101]
+    assert len({str(cell.accuracy) for cell in results.cells}) == 4
+    assert "| fine-tuning |" in (tmp_path / "RESULTS.md").read_text()
+    found = proof.measured(lines[0], results)
+    assert found is not None and len(found.values) == len(found.seconds) == 4
 
 
 def test_what_is_not_there_is_refused(tiny, tmp_path):

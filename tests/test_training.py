@@ -87,6 +87,99 @@ def test_a_batch_size_above_the_data_means_one_batch_of_all_rows():
     assert [len(step) for step in method.steps] == [20, 20, 20]
 
 
+# ---- a number of steps ----
+
+
+class Stopped(RuntimeError):
+    pass
+
+
+class StopsAt(Callback):
+    """Saves after a step, and raises."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def after_step(self, learner):
+        if learner.clock.step == self.step:
+            learner.save(self.path)
+            raise Stopped
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 11])  # 40 rows make 3 batches
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_task_takes_just_so_many_steps_whatever_the_epochs(steps, epochs):
+    method = Watches()
+    learner = made(method, steps=steps, epochs=epochs)
+    for number in range(1, 3):
+        learner.learn(Task(numbered(40).train, name=str(number)))
+        assert len(method.steps) == learner.clock.step == number * steps
+        assert (learner.clock.task, learner.clock.begun) == (number, False)
+    own = method.steps[:steps]
+    for first in range(0, steps, 3):  # every pass is over all rows, but for the last
+        rows = [row for step in own[first : first + 3] for row in step]
+        assert len(set(rows)) == len(rows)
+        assert first + 3 > steps or set(rows) == set(range(40))
+    assert steps < 6 or own[:3] != own[3:6]
+
+
+def test_steps_count_the_optimizers_and_not_micro_batches():
+    learner = made(Watches(), steps=5, accumulate=2, batch_size=8)
+    learner.learn(numbered(40))
+    assert learner.clock.step == len(learner.method.steps) == 5
+    assert max(len(step) for step in learner.method.steps) == 16
+
+
+def test_with_all_rows_of_the_past_a_task_takes_no_more_steps():
+    seen = Watches()
+    learner = made(methods.Joint() + seen, steps=4)
+    for number, task in enumerate(small_stream(rows=48)):  # 3, 6 and 9 batches a pass
+        learner.learn(task)
+        assert learner.clock.step == len(seen.steps) == 4 * (number + 1)
+
+
+@pytest.mark.parametrize("method", [methods.Joint, lambda: methods.Replay(20)], ids=["joint", "replay"])
+@pytest.mark.parametrize("cut", [8, 9, 10, 13])  # the second task takes steps 8 to 14; a pass has 3 batches, or 6
+def test_stopped_within_its_steps_and_resumed_a_task_takes_the_rest(method, cut, tmp_path):
+    stream = small_stream(rows=48)
+    settings = {"steps": 7, "schedule": "cosine", "model": None}
+    unbroken, broken = made(method(), **settings), made(method(), **settings)
+    broken.callbacks.append(StopsAt(cut, tmp_path / "file"))
+    for task in stream:
+        unbroken.learn(task)
+    broken.learn(stream[0])
+    with pytest.raises(Stopped):
+        broken.learn(stream[1])
+    resumed = Learner.load(tmp_path / "file")
+    assert resumed.settings.steps == 7 and resumed.clock.begun
+    for task in stream[1:]:
+        resumed.learn(task)
+    assert resumed.clock.step == 21
+    assert differences(snapshot(unbroken), snapshot(resumed)) == []
+
+
+@pytest.mark.parametrize("method", [methods.Finetune, methods.Joint])
+def test_schedules_end_with_the_last_of_the_steps(method):
+    watch = Rates()
+    learner = made(method(), schedule="linear", steps=5, optimizer=SGD, callbacks=[watch], epochs=9)
+    for task in small_stream(rows=32):
+        learner.learn(task)
+    assert [rate / 0.1 for rate in watch.rates] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2] * 3)
+
+
+def test_patience_ends_a_task_before_its_steps(monkeypatch):
+    scripted(monkeypatch, [0.9, 0.1, 0.1])
+    learner = made(steps=100, validation=0.2, patience=2)
+    learner.learn(small_stream(rows=40)[0])
+    assert learner.clock.step == 6
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True])
+def test_a_number_of_steps_that_means_nothing_is_refused(steps):
+    with pytest.raises(ValueError, match=f"steps is {steps}; it must be a whole number, at least 1"):
+        made(steps=steps)
+
+
 # ---- accumulation ----
 
 

@@ -122,8 +122,8 @@ class Learner(Offers):
             if not self.clock.begun:
                 self.method.begin(self, lesson)
                 self._open(task)
-                self._tell(lambda callback: callback.before_task(self, task))
                 self.clock.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+                self._tell(lambda callback: callback.before_task(self, task))
             self.number, self.row_cost = self.labels.number(task.name), self.clock.row_cost
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)

@@ -22,7 +22,7 @@ class Clock:
     """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
 
     `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `steps` the number
-    that the open task will take, where it is known; `row_cost` are the multiply-adds of one row, measured when it began.
+    that the open task will take, where it is known; `row_cost` the multiply-adds of one row, measured when it began.
     """
 
     task: int = 0

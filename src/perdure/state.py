@@ -121,7 +121,8 @@ def method_settings(method: Method) -> dict[str, Any] | None:
     """From which `methods.build` makes the method again; None when a part is not built in."""
     parts = method.parts if isinstance(method, Compose) else [method]
     known = all(methods.METHODS.get(part.name) is type(part) for part in parts)
-    return method.settings() if known else None
+    own = any(isinstance(value, nn.Module) for part in parts for value in part.settings().values())
+    return method.settings() if known and not own else None
 
 
 def randomness(device: torch.device) -> dict[str, Tensor]:

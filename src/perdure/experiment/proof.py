@@ -33,7 +33,7 @@ class Measured:
     inferred: dict[str, tuple[float, ...]]
     seconds: tuple[float, ...]
     steps: int
-    cells: int
+    missed: int
 
     @property
     def mean(self) -> float:
@@ -107,7 +107,7 @@ def section(table: Table, results: Results | None, out: Path) -> str:
     )
     others = Others.read(out / "results" / "tables" / table.name / "others.json") if table.others else None
     for scenario in dict.fromkeys(line.scenario for line in table.lines()):
-        lines = [line for line in table.lines() if line.scenario == scenario]
+        lines = [line for line in table.lines() if (line.scenario, line.variant) == (scenario, 0)]
         text.append(f"### {SCENARIO[scenario]}\n")
         text += _table(table, lines, results)
         if others is not None:
@@ -124,6 +124,7 @@ def measured(line: Line, results: Results) -> Measured | None:
     done = [(cell, value) for cell in cells if (value := score(line.table, cell)) is not None]
     if not done:
         return None
+    table = line.table
     parts = [part for cell, _ in done if (part := results.seconds(cell))]
     learnt = [cell.metrics.learning_accuracy for cell, _ in done if cell.metrics]
     ways = {way for cell, _ in done for way in cell.inferred or {}}
@@ -133,17 +134,18 @@ def measured(line: Line, results: Results) -> Measured | None:
         inferred={way: tuple(100 * (cell.inferred or {})[way] for cell, _ in done) for way in sorted(ways)},
         seconds=tuple(part.train_seconds + part.consolidate_seconds for part in parts),
         steps=max(cell.steps for cell, _ in done),
-        cells=len(cells),
+        missed=sum(table.threshold is not None and steps_to(table.threshold, cell) is None for cell, _ in done),
     )
 
 
 def score(table: Table, cell: CellPart) -> float | None:
-    """A cell's number in the table: its average accuracy in per cent, or the steps to the threshold."""
+    """A cell's number in the table: its average accuracy in per cent, or the steps to the threshold (all, if never)."""
     if not cell.complete or cell.metrics is None or cell.metrics.average_accuracy is None:
         return None
     if table.measure == "accuracy":
         return 100 * cell.metrics.average_accuracy
-    return steps_to(table.threshold or 1.0, cell)
+    reached = steps_to(table.threshold or 1.0, cell)
+    return cell.steps / len(cell.accuracy) if reached is None else reached
 
 
 def steps_to(threshold: float, cell: CellPart) -> float | None:
@@ -184,7 +186,8 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 def _table(table: Table, lines: Sequence[Line], results: Results) -> Iterable[str]:
     found = {line.slug: measured(line, results) for line in lines}
     ways = sorted({way for ours in found.values() if ours for way in ours.inferred})
-    head = ["method", "ours", "paper", "verdict", "just after learning", *(f"task by {way}" for way in ways)]
+    unit = "ours" if table.measure == "accuracy" else f"steps to {100 * (table.threshold or 1):g} %"
+    head = ["method", unit, "paper", "verdict", "just after learning", *(f"task by {way}" for way in ways)]
     head += ["seeds", "s a seed", "steps", "settings"]
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
@@ -195,7 +198,8 @@ def _table(table: Table, lines: Sequence[Line], results: Results) -> Iterable[st
         if ours is None:
             yield f"| {' | '.join([line.row.label, 'not run yet', paper, *[''] * (len(head) - 3)])} |"
             continue
-        columns = [line.row.label, spread(ours.values), paper, verdict(line, ours), spread(ours.learnt)]
+        said = spread(ours.values) + (f" ({ours.missed} of {len(ours.values)} never)" if ours.missed else "")
+        columns = [line.row.label, said, paper, verdict(line, ours), spread(ours.learnt)]
         columns += [spread(ours.inferred[way]) if way in ours.inferred else "" for way in ways]
         columns += [str(len(ours.values)), f"{fmean(ours.seconds):.0f}", str(ours.steps), _settings(line, results)]
         yield f"| {' | '.join(columns)} |"

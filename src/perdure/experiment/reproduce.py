@@ -78,8 +78,8 @@ def write(table: Table, out: Path) -> None:
 
 def gather(table: Table, out: Path) -> Results | None:
     """The finished cells of all lines as one experiment's results; None where nothing is there."""
-    lines = [folder(out, line) for line in table.lines()]
-    parts = [Results.read(path) for path in lines if (path / "results.json").exists()]
+    there = [line for line in table.lines() if (folder(out, line) / "results.json").exists()]
+    parts = [_of_variant(Results.read(folder(out, line)), line.variant) for line in there]
     if not parts:
         return None
     cells: list[CellPart] = [cell for part in parts for cell in part.cells]
@@ -93,6 +93,14 @@ def gather(table: Table, out: Path) -> Results | None:
     )
     config = {**table.experiment, "lines": [part.config for part in parts]}
     return parts[0].model_copy(update={"name": table.name, "cells": cells, "measured": measured, "config": config})
+
+
+def _of_variant(results: Results, variant: int) -> Results:
+    """The results with seeds that tell variants apart: seed 2 of variant 3 (counted from 0) is 302."""
+    cells = [cell.model_copy(update={"seed": cell.seed + 100 * variant}) for cell in results.cells]
+    taken = [cell.model_copy(update={"seed": cell.seed + 100 * variant}) for cell in results.measured.cells]
+    measured = results.measured.model_copy(update={"cells": taken})
+    return results.model_copy(update={"cells": cells, "measured": measured})
 
 
 def _quietly() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -42,6 +42,7 @@ class Row(BaseModel):
 class Table(BaseModel):
     """A published protocol: the experiment that all lines share, the sources, the rows; `hours` on two cores.
 
+    variants benchmarks to run every line on: settings that each has otherwise; their cells count as seeds of one line
     measure  "accuracy", or "steps": how many steps the last task took to reach `threshold` on its test rows
     others   what another library reached, in others.json of the table's folder, and the command that measured it
     """
@@ -55,7 +56,8 @@ class Table(BaseModel):
     experiment: dict[str, Any]
     sources: dict[str, str] = {}
     rows: tuple[Row, ...] = Field(min_length=1)
-    measure: str = "accuracy"
+    variants: tuple[dict[str, Any], ...] = ({},)
+    measure: Literal["accuracy", "steps"] = "accuracy"
     threshold: float | None = None
     others: str = ""
 
@@ -70,28 +72,33 @@ class Table(BaseModel):
         """Every row in every scenario that it declares."""
         wanted = self.experiment.get("scenarios", SCENARIOS)
         for row in self.rows:
-            yield from (Line(self, row, scenario) for scenario in row.scenarios if scenario in wanted)
+            for scenario in row.scenarios:
+                if scenario in wanted:
+                    yield from (Line(self, row, scenario, number) for number in range(len(self.variants)))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row in one scenario: an experiment of its own, so that lines can be run apart and gone on with."""
+    """One row in one scenario and variant: an experiment of its own, so that lines can be run apart."""
 
     table: Table
     row: Row
     scenario: Scenario
+    variant: int = 0
 
     @property
     def slug(self) -> str:
-        """Its folder's name: `ewc-class`."""
+        """Its folder's name: `ewc-class`, and `ewc-class-2` for the second variant."""
         words = "".join(letter if letter.isalnum() or letter == "+" else " " for letter in self.row.label.lower())
-        return "-".join([*words.replace("+", " plus ").split(), self.scenario])
+        number = [str(self.variant + 1)] if len(self.table.variants) > 1 else []
+        return "-".join([*words.replace("+", " plus ").split(), self.scenario, *number])
 
     def document(self) -> dict[str, Any]:
         """The experiment, as a configuration file would have it."""
         method = {"name": self.row.method} if isinstance(self.row.method, str) else dict(self.row.method)
         document = {**self.table.experiment, "name": self.slug, "scenarios": [self.scenario]}
         document["training"] = dict(document.get("training", {}))
+        document["benchmark"] = {**document["benchmark"], **self.table.variants[self.variant]}
         for key, value in {**self.row.changes.get("all", {}), **self.row.changes.get(self.scenario, {})}.items():
             if key.startswith("method."):
                 method[key.removeprefix("method.")] = value

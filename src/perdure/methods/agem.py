@@ -37,7 +37,7 @@ class AGEM(Rehearsal):
     name: ClassVar[str] = "agem"
     title: ClassVar[str] = "A-GEM"
     paper: ClassVar[str] = "Chaudhry et al. 2019, arXiv:1812.00420"
-    cost: ClassVar[str] = "a step on twice the rows; `capacity` rows"
+    cost: ClassVar[str] = "a second forward and backward pass a step; `capacity` rows"
 
     def project(self, host: Host, batch: Batch) -> None:
         """Takes out of the gradient what goes against the reference."""

@@ -50,7 +50,7 @@ class GenerativeReplay(Method):
     generator: Literal["vae", "gan"] | Any = "vae"
     targets: Literal["hard", "soft"] = "hard"
     rows: int | None = None
-    hidden: Sequence[int] = (400, 400)
+    hidden: Sequence[int] | None = None
     latent: int = 100
     lr: float | None = None
     learnt: Tensor = memory(lambda: torch.zeros(0, dtype=torch.long))  # numbers of the tasks learnt, in order
@@ -62,6 +62,10 @@ class GenerativeReplay(Method):
         one_of("targets", self.targets, ("hard", "soft"))
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows is {self.rows}; make at least one row a batch, or None for as many as are new")
+        if min(self.latent, *(self.hidden or (1,))) < 1:
+            raise ValueError(f"hidden is {self.hidden} and latent {self.latent}; every size is at least 1")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0, or None for the generator's own")
         own = self.generator if isinstance(self.generator, nn.Module) else None
         if own is None:
             one_of("generator", self.generator, GENERATORS)
@@ -100,7 +104,7 @@ class GenerativeReplay(Method):
         return Batch.cat([replace(batch, weight=weight), made])
 
     def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
-        """The generator's step, on n rows of which each is a new one with probability r, and otherwise a made one."""
+        """The generator's own step."""
         if self.lesson is not None:
             self._teach(host, *self.lesson)
         self.lesson = None
@@ -122,19 +126,16 @@ class GenerativeReplay(Method):
         return sample(self.apprentice.network, count, torch.Generator(host.device).manual_seed(seed))
 
     def _teach(self, host: Host, new: Tensor, made: Tensor | None) -> None:
-        draws = host.generator(CHANCE)
-        if made is not None:
-            pick = torch.rand(len(new), generator=draws, device=host.device) < self.share
-            old = made[torch.arange(len(new), device=host.device) % len(made)]
-            new = torch.where(pick.view(-1, *[1] * (new.ndim - 1)), new, old)
         if self.apprentice.network is None:
-            sizes = {"shape": list(new.shape[1:]), "hidden": list(self.hidden), "latent": self.latent}
-            kind = {"bounded": new.dtype == torch.uint8, **({} if self.lr is None else {"lr": self.lr})}
-            self.apprentice.make(self.generator, sizes | kind, seeded(host.seed, CHANCE))
-        x = convert(new, host.device)
-        assert isinstance(x, Tensor)
-        self.apprentice.step(x, draws)
-        host.spend(0, other=len(x) * self.apprentice.work[0])
+            settings = {"shape": list(new.shape[1:]), "latent": self.latent, "bounded": new.dtype == torch.uint8}
+            given = {"hidden": None if self.hidden is None else list(self.hidden), "lr": self.lr}
+            settings |= {name: value for name, value in given.items() if value is not None}
+            self.apprentice.make(self.generator, settings, seeded(host.seed, CHANCE))
+        lesson = [(1.0, _rows(convert(new, host.device)))]
+        if made is not None:
+            lesson = [(self.share, lesson[0][1]), (1 - self.share, _rows(convert(made, host.device)))]
+        self.apprentice.step(lesson, host.generator(CHANCE))
+        host.spend(0, other=sum(len(x) for _, x in lesson) * self.apprentice.work[0])
 
     @torch.no_grad()
     def _made(self, host: Host, count: int, like: Tensor) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,14 +23,32 @@ NO_PATH = (
 @dataclass(eq=False)
 class SI(Quadratic):
     """Synaptic intelligence (Zenke, Poole & Ganguli 2017).
+
+    loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, summed over the tasks (the paper's c is strength / 2)
+    Omega_i = max(0, omega_i) / (Delta_i^2 + xi), omega_i = - sum over the task's steps of g_i * dtheta_i
+
+    where g is the step's gradient of the loss, without the pull and before any other part edits it, dtheta what the
+    weight moved in that step, Delta in the whole task. The sum of omega is, to first order, the drop of the loss along
+    the way that the weights really went: dtheta is the whole step, after clipping, the optimizer's own scaling, every
+    part's pull and a proximal step. What other parts add to the loss itself (`penalty`) is in g.
+
+    xi is 0.1 as in the paper. As importances are normalised it matters little: 0.001 gave 0.003 less on Split MNIST
+    (task-incremental) and the same on permuted MNIST, as did 1. The proximal pull was ahead of the gradient's on both;
+    its strength of 30 is the best found for the first (0.991), and 0.011 behind the best, 3, on the second.
+
+    Needs no pass over the rows after a task. Use it like EWC, where tasks are revealed; in class-incremental learning
+    it forgets like fine-tuning (0.20 on Split MNIST). It must be there while a task is learnt: `consolidate` without
+    training measures nothing, and says so.
     """
 
     name: ClassVar[str] = "si"
     title: ClassVar[str] = "SI"
     paper: ClassVar[str] = "Zenke, Poole & Ganguli 2017, arXiv:1703.04200"
-    cost: ClassVar[str] = "a step 1.3x, nothing after a task; two numbers a weight, while learning four more"
+    cost: ClassVar[str] = "a step 1.6x, nothing after a task; two numbers a weight, while learning four more"
     witness: ClassVar[bool] = True
 
+    strength: float = 30.0
+    pull: Literal["gradient", "proximal"] = "proximal"
     xi: float = 0.1
     omega: Weights = memory(dict)
     start: Weights = memory(dict)
