@@ -62,10 +62,8 @@ class GenerativeReplay(Method):
         one_of("targets", self.targets, ("hard", "soft"))
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows is {self.rows}; make at least one row a batch, or None for as many as are new")
-        if min(self.latent, *(self.hidden or (1,))) < 1:
-            raise ValueError(f"hidden is {self.hidden} and latent {self.latent}; every size is at least 1")
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0, or None for the generator's own")
+        if min(self.latent, *(self.hidden or (1,))) < 1 or not (self.lr is None or self.lr > 0):
+            raise ValueError(f"hidden is {self.hidden}, latent {self.latent}, lr {self.lr}; numbers must be above 0")
         own = self.generator if isinstance(self.generator, nn.Module) else None
         if own is None:
             one_of("generator", self.generator, GENERATORS)
@@ -79,19 +77,18 @@ class GenerativeReplay(Method):
 
     def begin(self, host: Host, task: Task | None) -> None:
         """Copies generator and model as they are, if they have learnt a task."""
-        if len(self.learnt) == 0:
-            return
-        self.apprentice.graduate()
-        tensors = {**dict(host.model.named_parameters()), **dict(host.model.named_buffers())}
-        self.solver = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self.columns = host.columns
+        if len(self.learnt):
+            self.apprentice.graduate()
+            tensors = {**dict(host.model.named_parameters()), **dict(host.model.named_buffers())}
+            self.solver = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            self.columns = host.columns
 
     def replay(self, host: Host, batch: Batch) -> Batch:
         """Appends made rows, and weighs new and made ones."""
         fresh = batch.fresh
         new = _rows(batch.x if batch.origin is None else batch.select(fresh).x)
-        self.lesson = new, None
-        if self.apprentice.scholar is None:
+        self.lesson = (new, None) if len(new) else None
+        if self.apprentice.scholar is None or not len(new):
             return batch
         made = self._made(host, self.rows or len(new), new)
         made.origin = torch.full_like(made.task, 1 if batch.origin is None else int(batch.origin.max()) + 1)
@@ -127,10 +124,8 @@ class GenerativeReplay(Method):
 
     def _teach(self, host: Host, new: Tensor, made: Tensor | None) -> None:
         if self.apprentice.network is None:
-            settings = {"shape": list(new.shape[1:]), "latent": self.latent, "bounded": new.dtype == torch.uint8}
-            given = {"hidden": None if self.hidden is None else list(self.hidden), "lr": self.lr}
-            settings |= {name: value for name, value in given.items() if value is not None}
-            self.apprentice.make(self.generator, settings, seeded(host.seed, CHANCE))
+            settings = {"hidden": self.hidden and list(self.hidden), "latent": self.latent, "lr": self.lr}
+            self.apprentice.make(self.generator, new, settings, seeded(host.seed, CHANCE))
         lesson = [(1.0, _rows(convert(new, host.device)))]
         if made is not None:
             lesson = [(self.share, lesson[0][1]), (1 - self.share, _rows(convert(made, host.device)))]

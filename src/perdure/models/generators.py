@@ -176,11 +176,12 @@ class Apprentice:
         self.optimizer: torch.optim.Optimizer | None = None
         self.work = [0, 0]  # multiply-adds a row, of learning and of making
 
-    def make(self, name: str, settings: dict[str, Any], seed: int) -> None:
-        """A built-in generator, drawn from the seed."""
-        self.recipe = {"name": name, "settings": settings}
-        with own_seed(seed):
-            self.network = GENERATORS[name](**settings)
+    def make(self, name: str, rows: Tensor, settings: dict[str, Any], seed: int) -> None:
+        """A built-in generator of rows like these, raw ones; None stands for its own settings."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        shape = {"shape": list(rows.shape[1:]), "bounded": rows.dtype == torch.uint8}
+        self.recipe = {"name": name, "settings": {**shape, **given}}
+        self._build(self.recipe, seed)
 
     def settle(self, device: torch.device) -> torch.optim.Optimizer:
         """On the device, and with an optimizer."""
@@ -232,7 +233,8 @@ class Apprentice:
             self.network = self.recipe = None
             return
         if state["recipe"] is not None:
-            self.make(state["recipe"]["name"], state["recipe"]["settings"], seed=0)
+            self.recipe = state["recipe"]
+            self._build(state["recipe"], seed=0)
         network = self._known()
         network.load_state_dict(state["weights"])
         device = next((t.device for t in state["weights"].values()), torch.device("cpu"))
@@ -240,6 +242,10 @@ class Apprentice:
             optim.load_state(self.settle(device), network, state["optimizer"])
         if state["scholar"] is not None:
             self.graduate().load_state_dict(state["scholar"])
+
+    def _build(self, recipe: dict[str, Any], seed: int) -> None:
+        with own_seed(seed):
+            self.network = GENERATORS[recipe["name"]](**recipe["settings"])
 
     def _known(self) -> nn.Module:
         assert self.network is not None, "no generator was made yet"
