@@ -302,6 +302,8 @@ def pathnet() -> methods.PathNet:
 QUADRATIC = (powerless, emptied, shuffled, anchored_to_the_start)
 STORED = (emptied, shuffled)
 PACKED = (emptied, shuffled, misrouted, unrestored, pruned_in_name_only)
+
+
 def generative(generator: str, **settings: Any) -> methods.GenerativeReplay:
     return methods.GenerativeReplay(generator, hidden=(16,), latent=4, **settings)
 
