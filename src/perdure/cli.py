@@ -52,7 +52,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser = argparse.ArgumentParser("perdure", description="Teach models new tasks without forgetting the old ones.")
     parser.add_argument("--version", action="store_true", help="say which version this is")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_runs(commands)
+    _add_proofs(commands)
+    _add_views(commands)
+    return parser, list(commands.choices)
 
+
+def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser("run", help="run an experiment, or go on with it", description=_run.__doc__)
     run.add_argument("experiment", type=Path, help="a TOML file")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
@@ -64,10 +70,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs/demo"), help="runs/demo unless given")
     demo.set_defaults(command=_demo, fresh=False)
 
-    known = commands.add_parser("list", help="what there is: methods, benchmarks, models", description=_list.__doc__)
-    known.add_argument("what", choices=list(_LISTS), help="the kind of thing")
-    known.set_defaults(command=_list)
 
+def _add_proofs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     again = commands.add_parser("reproduce", help="a published table, ours beside it", description=_reproduce.__doc__)
     again.add_argument("table", help="as in `perdure list tables`")
     again.add_argument("--jobs", type=int, default=2, metavar="N", help="lines at a time, one thread each")
@@ -94,6 +98,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="runs/tune-NAME-METHOD unless given")
     tuned.set_defaults(command=_tune)
 
+
+def _add_views(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    known = commands.add_parser("list", help="what there is: methods, benchmarks, models", description=_list.__doc__)
+    known.add_argument("what", choices=list(_LISTS), help="the kind of thing")
+    known.set_defaults(command=_list)
+
     compare = commands.add_parser("compare", help="several runs as one table", description=_compare.__doc__)
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its results.json")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
@@ -106,7 +116,6 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     schema = commands.add_parser("schema", help="the JSON Schema of results.json", description=_schema.__doc__)
     schema.add_argument("what", choices=["results"], help="the file")
     schema.set_defaults(command=_schema)
-    return parser, list(commands.choices)
 
 
 def _run(arguments: argparse.Namespace) -> int:
