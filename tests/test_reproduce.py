@@ -1,10 +1,13 @@
 """Tables of published results: what is compared with what, and that a table is run, gone on with and written."""
 
+import fcntl
 import io
 import json
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,3 +228,30 @@ def test_another_librarys_numbers_stand_under_ours(tmp_path):
     page = "\n".join(others.table("class", "python other.py"))
     assert "| EWC | 55.0 ± 7.1 | 90.0 ± 0.0 | 2 | 10 |" in page and "`python other.py`" in page
     assert list(others.table("task", "")) == []
+
+
+def test_no_worker_outlives_a_killed_parent(tiny, tmp_path):
+    text = (tmp_path / "tiny.toml").read_text().replace("steps = 3", "steps = 100000")
+    (tmp_path / "tiny.toml").write_text(text)
+    words = [sys.executable, "-m", "perdure.cli", "reproduce", tiny, "--out", str(tmp_path), "--jobs", "1"]
+    parent = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    state = place(tmp_path, load(tiny)) / "lines" / "fine-tuning-task" / "config.json"
+    begun = time.monotonic()
+    while not state.exists() and time.monotonic() - begun < 60:
+        time.sleep(0.1)
+    assert state.exists()
+    parent.kill()
+    parent.wait()
+    begun, lock = time.monotonic(), state.parent / ".lock"
+    while held(lock) and time.monotonic() - begun < 30:
+        time.sleep(0.1)
+    assert not held(lock)
+
+
+def held(lock: Path) -> bool:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
