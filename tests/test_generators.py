@@ -256,6 +256,7 @@ def test_made_rows_are_of_the_kind_of_the_streams(generator: str, kind: torch.dt
     method = generative(generator)
     learner = made_learner(method)
     learner.learn(Task(Rows(x, torch.arange(32) % 2), name="first"))
+    assert isinstance(method.apprentice.network, {"vae": VAE, "gan": WGAN}[generator])
     method.begin(learner, None)
     number = torch.zeros(8, dtype=torch.long)
     found = method.replay(learner, Batch(x=x[:8], y=number, task=number))
@@ -267,6 +268,16 @@ def test_made_rows_are_of_the_kind_of_the_streams(generator: str, kind: torch.dt
         assert made.x.max() > 1  # and not [0, 1], cut down
         inside = models.generators.sample(method.apprentice.scholar, 500, draws(3))
         assert inside.min() >= 0 and inside.max() <= 1
+
+
+def test_a_batch_of_stored_rows_alone_stays_as_it_is() -> None:
+    learner, _ = with_spy("class", 2, method := generative())
+    number = torch.zeros(4, dtype=torch.long)
+    stored = Batch(x=torch.randn(4, 12, generator=draws()), y=number, task=number, origin=number + 1)
+    before = snapshot(learner)
+    assert method.replay(learner, stored) is stored
+    method.after_step(learner, stored, torch.zeros(4, 4))
+    assert differences(before, snapshot(learner)) == []
 
 
 # ---- the mix that the generator learns ----
