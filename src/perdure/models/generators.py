@@ -105,7 +105,7 @@ class WGAN(nn.Module):
     networks learn at every step, by one Adam with the published betas 0 and 0.9. `bounded` says that values lie in
     [0, 1]: g then ends in a sigmoid. f has layers of sizes `hidden`, g the same backwards. Rows [n, *shape].
 
-    Published are five steps of the critic for one of the generator, at rate 1e-4. In a budget of steps one for one and a
+    Published are five steps of the critic for one of the generator, at 1e-4. In a budget of steps one for one and a
     higher rate learn more, and batch norm in g (f has none, as published) decides: generative replay on Split MNIST
     with 500 steps a task reached 0.28 without and 0.81 with it. There 1e-3 was too fast (0.65; 0.85 with 2e-4 or 4e-4),
     and a moving average of g's weights gained nothing that one could tell from chance.
