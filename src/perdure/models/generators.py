@@ -22,10 +22,10 @@ from perdure.models.modes import evaluating
 
 
 class Generator(Protocol):
-    """What generative replay asks of a module.
+    """What generative replay asks of a module: `loss(x)` and `sample(n)`.
 
-    `draws` is where chance comes from; a module whose functions don't have a parameter of that name is called without,
-    and draws from torch's global generator. It may also bring `optimizer()`; otherwise it is trained by Adam, 1e-3.
+    `draws` is where chance comes from; a function that has no parameter of that name draws from torch's global
+    generator. A module may bring `optimizer()`; otherwise it is trained by Adam, 1e-3.
     """
 
     def loss(self, x: Tensor, draws: torch.Generator) -> Tensor:
@@ -131,7 +131,7 @@ class WGAN(nn.Module):
         return torch.optim.Adam(self.parameters(), self.lr, (0.0, 0.9), fused=True)
 
     def penalty(self, x: Tensor, made: Tensor, draws: torch.Generator) -> Tensor:
-        """How far the critic's slope is from 1 on the lines between rows and made rows, both [n, values]; a scalar."""
+        """How far the critic's slope is from 1 on the line between a row and a made one, both [n, values]."""
         u = torch.rand(len(x), 1, generator=draws, device=x.device)
         between = (u * x + (1 - u) * made).requires_grad_()
         slope = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)[0]
@@ -285,7 +285,7 @@ def _multiply_adds(network: nn.Module, x: Tensor) -> list[int]:
 def _drawing(function: Any, argument: Tensor | int, draws: torch.Generator) -> Tensor:
     """Calls a generator's function, with the source of chance where it takes one."""
     takes = "draws" in inspect.signature(function).parameters
-    found: Tensor = function(argument, draws) if takes else function(argument)
+    found: Tensor = function(argument, draws=draws) if takes else function(argument)
     return found
 
 
