@@ -135,3 +135,47 @@ def test_a_number_that_is_not_finite_is_neither_read_nor_written(tmp_path: Path)
     assert "NaN" in (run / "results.json").read_text()
     with pytest.raises(RequestError, match="average_accuracy"):
         Results.read(run)
+
+
+# ---- at an equal budget ----
+
+
+def with_budget(folder: Path, scores: dict[str, dict[int, float]], spent: dict[str, int], **budget: float) -> Path:
+    """A run whose methods used up so many multiply-adds in two tasks."""
+    run = write(folder, scores)
+    document = json.loads((run / "results.json").read_text())
+    document["config"]["training"] = {"budget": budget}
+    document["benchmark"] |= {"tasks": ["a", "b"], "train_rows": [1, 1], "test_rows": [1, 1]}
+    for cell in document["cells"]:
+        cell["multiply_adds"] = spent[cell["method"]]
+    (run / "results.json").write_text(json.dumps(document))
+    return run
+
+
+def test_what_took_more_than_its_budget_is_not_ranked(tmp_path: Path):
+    scores = {"dear": {0: 0.95, 1: 0.96}, "fair": {0: 0.90, 1: 0.92}, "cheap": {0: 0.80, 1: 0.82}}
+    spent = {"dear": 2200, "fair": 2090, "cheap": 1000}
+    table = compare([with_budget(tmp_path / "a", scores, spent, multiply_adds=1000)], equal_budget=True)
+    found = rows(table)
+    assert [line.split("/")[1] for line in found] == ["fair", "cheap", "dear"]
+    assert found["a/fair"]["to the best"] == "best"
+    assert [line["of the budget"] for line in found.values()] == ["104 %", "50 %", "110 %"]
+    assert "of the budget" not in compare([tmp_path / "a"])
+
+
+def test_seconds_of_training_and_consolidation_count(tmp_path: Path):
+    run = with_budget(tmp_path / "a", {"replay": {0: 0.9, 2: 0.9}}, {"replay": 0}, seconds=5)
+    document = json.loads((run / "results.json").read_text())
+    for part in document["measured"]["cells"]:
+        part["consolidate_seconds"] = 1.0  # training takes 4 and 6
+    (run / "results.json").write_text(json.dumps(document))
+    assert rows(compare([run], equal_budget=True))["a/replay"]["of the budget"] == "60 %"
+
+
+def test_runs_without_a_budget_or_with_another_are_refused(tmp_path: Path):
+    scores, spent = {"replay": {0: 0.9, 1: 0.9}}, {"replay": 10}
+    one, other = (with_budget(tmp_path / str(n), scores, spent, multiply_adds=n) for n in (1, 2))
+    with pytest.raises(RequestError, match="budgets differ"):
+        compare([one, other], equal_budget=True)
+    with pytest.raises(RequestError, match="without a budget"):
+        compare([one, write(tmp_path / "free", scores)], equal_budget=True)

@@ -19,7 +19,7 @@ FLOORS = [
     {"streams", "importance", "structure"},
     {"method"},
     {"host", "training", "callbacks", "inference"},
-    {"answers"},
+    {"answers", "budget"},
     {"methods", "metrics", "checks", "offers"},
     {"state"},
     {"learner"},

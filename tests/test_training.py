@@ -151,7 +151,7 @@ def test_stopped_within_its_steps_and_resumed_a_task_takes_the_rest(method, cut,
     with pytest.raises(Stopped):
         broken.learn(stream[1])
     resumed = Learner.load(tmp_path / "file")
-    assert resumed.settings.steps == 7 and resumed.clock.begun
+    assert resumed.settings.budget == {"steps": 7} and resumed.clock.begun
     for task in stream[1:]:
         resumed.learn(task)
     assert resumed.clock.step == 21

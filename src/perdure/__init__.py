@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perdure.budget import MultiplyAdds as MultiplyAdds
+    from perdure.budget import Seconds as Seconds
+    from perdure.budget import Steps as Steps
     from perdure.callbacks import Callback as Callback
     from perdure.data import Batch as Batch
     from perdure.data import Rows as Rows
@@ -21,12 +24,16 @@ _NAMES = {
     "Callback": "callbacks",
     "Learner": "learner",
     "Method": "method",
+    "MultiplyAdds": "budget",
     "Rows": "data",
+    "Seconds": "budget",
+    "Steps": "budget",
     "Stream": "streams",
     "Task": "data",
     "attach": "host",
 }
 _ROOMS = (
+    "budget",
     "callbacks",
     "checkpoint",
     "data",

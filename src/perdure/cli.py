@@ -106,6 +106,7 @@ def _add_views(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     compare = commands.add_parser("compare", help="several runs as one table", description=_compare.__doc__)
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or its results.json")
+    compare.add_argument("--equal-budget", action="store_true", help="rank what the same budget a task brought")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
     compare.set_defaults(command=_compare)
 
@@ -245,7 +246,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     """One Markdown table: mean and 95 % interval over seeds, and which differences are no more than noise."""
     from perdure.experiment.compare import compare
 
-    table = compare(arguments.runs)
+    table = compare(arguments.runs, arguments.equal_budget)
     print(table, end="")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

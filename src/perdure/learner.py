@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from perdure import answers, checkpoint, checks, models, optim, state, structure
+from perdure.budget import Account, Budget, Steps
+from perdure.budget import of as budget_of
 from perdure.callbacks import Callback
 from perdure.data import Batch, Columns, Label, Rows, Task
 from perdure.inference import Means
@@ -38,6 +40,7 @@ class Learner(Offers):
                 `task.classes`; "task": a head a task, task revealed (heads="shared": one column a label)
     objective   "classification" | "multi-label" | "regression"
     epochs      passes over a task's rows; steps: optimizer steps a task instead, however many passes they make
+    budget      Steps(n), Seconds(60) or MultiplyAdds(n) a task instead, consolidation included: see `perdure.budget`
     optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
     schedule    "constant" | "linear" | "cosine" | "exponential", or a dict of the settings of `optim.Schedule`
     clip        largest norm of the gradient, after the method has spoken
@@ -61,6 +64,7 @@ class Learner(Offers):
         heads: str = "separate",
         epochs: int = 1,
         steps: int | None = None,
+        budget: Budget | dict[str, float] | None = None,
         batch_size: int = 128,
         seed: int = 0,
         optimizer: optim.Spec = "adam",
@@ -77,9 +81,12 @@ class Learner(Offers):
         save_every: float = 10.0,
     ) -> None:
         self.schedule = optim.Schedule.of(schedule)
+        if steps is not None and budget is not None:
+            raise ValueError("steps and a budget are two answers to one question: give one of them")
+        account = Account(budget_of(budget) if steps is None else Steps(steps))
         self.settings = Settings(
             scenario, objective, heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate, precision,
-            validation, patience, optim.recorded(optimizer), steps,
+            validation, patience, optim.recorded(optimizer), account.settings,
         )  # fmt: skip
         checks.parts(model, method, self.settings)
         model = method.remodel(model)
@@ -88,7 +95,7 @@ class Learner(Offers):
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
         self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every
-        self.cost, self.stopper, self.means = Cost(), Stopper(patience), Means()
+        self.cost, self.account, self.stopper, self.means = Cost(), account, Stopper(patience), Means()
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
         model.to(self.device)
@@ -122,15 +129,18 @@ class Learner(Offers):
             if not self.clock.begun:
                 self.method.begin(self, lesson)
                 self._open(task)
+                self.account.open(self.cost)
                 self.clock.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
                 self._tell(lambda callback: callback.before_task(self, task))
             self.number, self.row_cost = self.labels.number(task.name), self.clock.row_cost
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
                 self.stopper.finish(self.model)
+            self.account.consolidate(self.cost, self.clock.taken)
             with self.cost.timed("consolidate_seconds"):
                 self.method.end(self, lesson)
                 self.means.note(self, lesson)
+            self.account.close(self.cost)
             self._measure_size()
             self._tell(lambda callback: callback.after_task(self, task))
             self.clock.close()
@@ -147,9 +157,11 @@ class Learner(Offers):
         draws = torch.Generator().manual_seed(seeded(self.seed, "order", self.clock.task, self.clock.epoch))
         size = self.settings.batch_size * self.settings.accumulate
         batches = batches_of(torch.randperm(total, generator=draws), size)
-        taken = self.clock.step - self.clock.begun_at
-        self.clock.steps = self.settings.steps or self.settings.epochs * len(batches)
-        for index in batches[self.clock.batch :][: self.clock.steps - taken if self.settings.steps else None]:
+        if self.account.budget is None or self.clock.steps is None:
+            self.clock.steps = self.account.foresee(self.cost, 0) or self.settings.epochs * len(batches)
+        for index in batches[self.clock.batch :]:
+            if self.account.empty(self.cost, self.clock.taken):
+                break
             self.step(self.read(rows, index) if past is None else self.mixed(rows, past, index))
             self._save_if_due()
         self.clock.next_epoch()
@@ -174,6 +186,8 @@ class Learner(Offers):
         self.method.after_step(self, batch, outputs)
         self.clock.tick()
         self.cost.multiply_adds += 3 * len(batch) * self.row_cost
+        if self.clock.taken.bit_count() == 1:  # 1, 2, 4, ...: seldom, so that what methods plan by it stands
+            self.clock.steps = self.account.foresee(self.cost, self.clock.taken) or self.clock.steps
         if self.clock.step % HEALTH_CHECK_STEPS == 0:
             self._finite.refuse(self.clock)
         self._tell(lambda callback: callback.after_step(self))
@@ -329,10 +343,9 @@ class Learner(Offers):
 
     @property
     def _enough(self) -> bool:
-        """Whether the open task has had its steps or epochs."""
-        if self.settings.steps is not None:
-            return self.clock.step - self.clock.begun_at >= self.settings.steps
-        return self.clock.epoch >= self.settings.epochs
+        if self.account.budget is None:
+            return self.clock.epoch >= self.settings.epochs
+        return self.account.empty(self.cost, self.clock.taken)
 
     def _open(self, task: Task) -> None:
         self._grow(task.name, task.classes)

@@ -36,6 +36,11 @@ class Clock:
     name: str = ""
     fingerprint: str = ""
 
+    @property
+    def taken(self) -> int:
+        """Optimizer steps of the open task so far."""
+        return self.step - self.begun_at
+
     def tick(self) -> None:
         """One optimizer step was taken."""
         self.batch += 1

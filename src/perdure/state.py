@@ -34,6 +34,7 @@ def collect(learner: Learner) -> dict[str, Any]:
         "weights": dict(model.state_dict()),
         "optimizer": optim.state(learner.optimizer, model),
         "memory": learner.method.state(),
+        "account": state_of(learner.account),
         "stopper": state_of(learner.stopper),
         "means": state_of(learner.means),
         "callbacks": [[type(c).__name__, c.state()] for c in learner.callbacks if memory_fields(c)],
@@ -54,6 +55,7 @@ def apply(learner: Learner, tree: dict[str, Any]) -> None:
         raise ValueError(f"this network is not the one that was learnt: {error}") from error
     optim.load_state(learner.optimizer, learner.model, tree["optimizer"])
     learner.method.load_state(tree["memory"])
+    load_state_of(learner.account, tree["account"])
     load_state_of(learner.stopper, tree["stopper"])
     load_state_of(learner.means, tree["means"])
     waiting = list(tree["callbacks"])

@@ -41,7 +41,7 @@ class Settings:
     validation: float | None
     patience: int | None
     optimizer: dict[str, Any] | None = field(default=None)
-    steps: int | None = None
+    budget: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
@@ -50,8 +50,6 @@ class Settings:
         one_of("precision", self.precision, PRECISIONS)
         for name in ("epochs", "batch_size", "accumulate"):
             _at_least(name, getattr(self, name), 1)
-        if self.steps is not None:
-            _at_least("steps", self.steps, 1)
         if self.patience is not None:
             _at_least("patience", self.patience, 1)
             if not self.validation:

@@ -11,12 +11,16 @@ from perdure.metrics import difference, interval
 
 Interval = tuple[float, float | None]  # a mean, and the half width of its 95 % interval where there is one
 SHARES = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "backward_transfer": "backward transfer"}
+MOST = 1.05  # of its budget may a line have spent and still be ranked: the last consolidation is not foreseen exactly
 SECONDS = {"train_seconds": "train s", "consolidate_seconds": "consolidate s"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
-    """One method of one run in one scenario: what each seed reached (`accuracy`), and means over the finished seeds."""
+    """One method of one run in one scenario: what each seed reached (`accuracy`), and means over the finished seeds.
+
+    `spent` is the share of the budget that was used up, where there was one.
+    """
 
     run: str
     benchmark: str
@@ -25,6 +29,7 @@ class Line:
     upper_bound: bool
     accuracy: dict[int, float]
     means: dict[str, Interval]
+    spent: float | None = None
 
     @property
     def score(self) -> float:
@@ -32,23 +37,31 @@ class Line:
         return self.means["average_accuracy"][0]
 
 
-def compare(paths: Sequence[Path]) -> str:
-    """The runs in these folders (or results files) as one Markdown table, the best first in each scenario."""
+def compare(paths: Sequence[Path], equal_budget: bool = False) -> str:
+    """The runs in these folders (or results files) as one Markdown table, the best first in each scenario.
+
+    `equal_budget` ranks by what the same budget brought: runs without one, or with another, are refused, and a line
+    that took more than 1.05 times the budget (what reads every row once cannot be ended) is none to compare with.
+    """
     named = _names(paths)
-    found = [line for path in paths for line in lines(Results.read(path), named[path])]
+    read = {path: Results.read(path) for path in paths}
+    if equal_budget:
+        _same_budget({named[path]: results for path, results in read.items()})
+    found = [line for path in paths for line in lines(read[path], named[path])]
     if not found:
         raise RequestError(f"no finished cell in {', '.join(map(str, paths))}; run them to the end first")
     several = len({line.benchmark for line in found}) > 1
     head = ["benchmark"] * several + ["scenario", "run", "method", "seeds", *SHARES.values(), "to the best"]
-    head += [*SECONDS.values(), "memory MB"]
+    head += ["of the budget"] * equal_budget + [*SECONDS.values(), "memory MB"]
     table = [head, ["---"] * len(head)]
     groups = dict.fromkeys((line.benchmark, line.scenario) for line in found)
     for group in groups:
         members = [line for line in found if (line.benchmark, line.scenario) == group]
-        members.sort(key=lambda line: (not line.upper_bound, -line.score))
-        best = next((line for line in members if not line.upper_bound), None)
+        over = {line for line in members if equal_budget and (line.spent or 0) > MOST}
+        members.sort(key=lambda line: (not line.upper_bound, line in over, -line.score))
+        best = next((line for line in members if not line.upper_bound and line not in over), None)
         for line in members:
-            table.append([line.benchmark] * several + _columns(line, best))
+            table.append([line.benchmark] * several + _columns(line, best, equal_budget))
     return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"
 
 
@@ -60,10 +73,11 @@ def lines(results: Results, run: str = "") -> list[Line]:
             groups.setdefault((cell.scenario, cell.method), []).append(cell)
     settings = results.benchmark.settings
     benchmark = " ".join([results.benchmark.name, *(f"{key}={json.dumps(value)}" for key, value in settings.items())])
-    return [
-        Line(run, benchmark, scenario, method, cells[0].upper_bound, _accuracy(cells), _means(results, cells))
-        for (scenario, method), cells in groups.items()
-    ]
+    found = []
+    for (scenario, method), cells in groups.items():
+        accuracy, means, spent = _accuracy(cells), _means(results, cells), _spent(results, cells)
+        found.append(Line(run, benchmark, scenario, method, cells[0].upper_bound, accuracy, means, spent))
+    return found
 
 
 def verdict(line: Line, best: Line | None) -> str:
@@ -105,7 +119,7 @@ def _spread(mean: float, half: float | None) -> str:
     return f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
 
 
-def _columns(line: Line, best: Line | None) -> list[str]:
+def _columns(line: Line, best: Line | None, budget: bool) -> list[str]:
     return [
         line.scenario,
         line.run,
@@ -113,6 +127,7 @@ def _columns(line: Line, best: Line | None) -> list[str]:
         str(len(line.accuracy)),
         *(percent(line.means.get(name)) for name in SHARES),
         verdict(line, best),
+        *(["-" if line.spent is None else f"{100 * line.spent:.0f} %"] if budget else []),
         *(seconds(line.means.get(name)) for name in SECONDS),
         megabytes(line.means.get("memory_bytes")),
     ]
@@ -130,6 +145,44 @@ def _means(results: Results, cells: Sequence[CellPart]) -> dict[str, Interval]:
     numbers["memory_bytes"] = [float(cell.memory_bytes) for cell in cells]
     known = {name: [value for value in values if value is not None] for name, values in numbers.items()}
     return {name: interval(values) for name, values in known.items() if values}
+
+
+def _budget(results: Results) -> dict[str, float] | None:
+    """What each task might take: `{"seconds": 60}`."""
+    training = results.config.get("training", {})
+    steps = training.get("steps")
+    found: dict[str, float] | None = {"steps": steps} if steps else training.get("budget")
+    return found
+
+
+def _same_budget(runs: dict[str, Results]) -> None:
+    """Refuses runs that are not comparable at an equal budget, by name."""
+    budgets = {name: _budget(results) for name, results in runs.items()}
+    without = [name for name, budget in budgets.items() if budget is None]
+    if without:
+        raise RequestError(
+            f"{', '.join(without)}: trained by epochs, without a budget; run with "
+            "--set 'training.budget={multiply_adds = 1e12}', or seconds = 60"
+        )
+    if len({json.dumps(budget) for budget in budgets.values()}) > 1:
+        said = "; ".join(f"{name}: {json.dumps(budget)}" for name, budget in budgets.items())
+        raise RequestError(f"the budgets differ ({said}); give all runs the same")
+
+
+def _spent(results: Results, cells: Sequence[CellPart]) -> float | None:
+    """The share of the budget that a mean cell used up."""
+    budget = _budget(results)
+    if budget is None:
+        return None
+    [(unit, amount)] = budget.items()
+    taken = {"steps": lambda cell: cell.steps, "multiply_adds": lambda cell: cell.multiply_adds}
+    used = [taken[unit](cell) if unit in taken else _seconds(results, cell) for cell in cells]
+    return sum(used) / len(used) / (amount * len(results.benchmark.tasks))
+
+
+def _seconds(results: Results, cell: CellPart) -> float:
+    part = results.seconds(cell)
+    return 0.0 if part is None else part.train_seconds + part.consolidate_seconds
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

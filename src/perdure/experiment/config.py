@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from perdure import methods, models, optim
+from perdure import budget, methods, models, optim
 from perdure.experiment import settings
 from perdure.experiment.benchmarks import BENCHMARKS, Benchmark
 from perdure.experiment.document import read
@@ -31,6 +31,7 @@ class Training(BaseModel):
 
     epochs: PositiveInt = 1
     steps: PositiveInt | None = None
+    budget: dict[str, float] | None = None
     batch_size: PositiveInt = 128
     optimizer: str | dict[str, Any] = {}
     schedule: str | dict[str, Any] | None = None
@@ -269,6 +270,7 @@ def _training(training: Training, problems: list[Problem]) -> Training:
     attempts: dict[str, Callable[[], object]] = {
         "optimizer": lambda: optim.make(optimizer, nn.Linear(1, 1)),
         "schedule": lambda: optim.Schedule.of(training.schedule),
+        "budget": lambda: budget.of(training.budget),
     }
     for name, attempt in attempts.items():
         try:
@@ -280,6 +282,8 @@ def _training(training: Training, problems: list[Problem]) -> Training:
     except (RuntimeError, AssertionError):  # torch says so at length, in either
         message = f"there is no {training.device!r} here; take auto, cpu, or cuda where there is one"
         problems.append(Problem("training.device", message))
+    if training.steps is not None and training.budget is not None:
+        problems.append(Problem("training.budget", "steps and a budget are two answers to one question: give one"))
     if training.patience is not None and training.validation is None:
         problems.append(Problem("training.patience", "needs rows to judge by; add training.validation = 0.1"))
     return training.model_copy(update={"optimizer": optimizer})

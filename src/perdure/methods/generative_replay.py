@@ -108,7 +108,7 @@ class GenerativeReplay(Method):
 
     def end(self, host: Host, task: Task) -> None:
         """One more task is known. Consolidation without training teaches the generator here."""
-        if host.clock.step == host.clock.begun_at:
+        if host.clock.taken == 0:
             chance = host.generator(CHANCE, "cpu")
             for _ in range(ALONE[0]):
                 index = torch.randint(len(task.train), (ALONE[1],), generator=chance)

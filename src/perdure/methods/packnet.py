@@ -87,7 +87,7 @@ class PackNet(Method):
     def replay(self, host: Host, batch: Batch) -> Batch:
         """Adds nothing: prunes when it is time, and keeps batch norm as the first task left it."""
         self._guard(host)
-        steps, done = host.clock.steps, host.clock.step - host.clock.begun_at
+        steps, done = host.clock.steps, host.clock.taken
         if not self.pruned and steps and done >= (1 - self.retrain) * steps:
             self._prune(host)
         if self.shares.tasks:

@@ -105,17 +105,17 @@ class PathNet(Method):
         if trial == step == 0:
             _check_heads(host)
             _network(host).run(self.genotypes[0])
-        if step == 0 and trial < self._trials(host):
-            if trial % 2 == 0:
-                draws = host.generator("paths", "cpu")
-                self.pair = torch.randperm(self.population, generator=draws)[:2].tolist()
+        if step == 0 and trial % 2 == 0:
+            draws, evolving = host.generator("paths", "cpu"), trial < self._trials(host)
+            self.pair = torch.randperm(self.population, generator=draws)[:2].tolist() if evolving else []
+        if step == 0 and self.pair:
             _network(host).run(self.genotypes[self.pair[trial % 2]])
         return batch
 
     def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
         """Adds to the fitness; after two trials the winner replaces the loser."""
         trial, step = self._stands(host)
-        if trial >= self._trials(host):
+        if not self.pair:
             return
         self.tally, self.rows = self.tally + host.objective.tally(outputs, batch), self.rows + len(batch)
         if step < self.trial - 1:
@@ -142,7 +142,7 @@ class PathNet(Method):
 
     def end(self, host: Host, task: Task) -> None:
         """The running path, the last winner, is the task's, and frozen."""
-        if host.clock.step == host.clock.begun_at:
+        if host.clock.taken == 0:
             raise ValueError("PathNet finds the path of a task by learning it: there is nothing to consolidate")
         network = _network(host)
         network.freeze(host.number)
@@ -170,7 +170,7 @@ class PathNet(Method):
 
     def _stands(self, host: Host) -> tuple[int, int]:
         """The trial, and the step in it."""
-        return divmod(host.clock.step - host.clock.begun_at, self.trial)
+        return divmod(host.clock.taken, self.trial)
 
     def _trials(self, host: Host) -> int:
         """How many there are in the open task: two a tournament, in the steps that evolution has."""
