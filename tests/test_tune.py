@@ -84,6 +84,41 @@ def test_the_first_three_tasks_are_taken_without_their_test_rows():
         assert sorted(everything(task.train) + everything(task.test)) == sorted(everything(whole.train))
 
 
+def test_tasks_to_tune_on_have_the_labels_of_their_own_tasks_in_their_order():
+    made = []
+    for number, (classes, labels) in enumerate(zip(ORDERS, [(0, 1, 2), (1, 2), (0, 1, 2), (0,)], strict=True)):
+        y = torch.tensor(labels)[torch.arange(90) % len(labels)]
+        made.append(Task(Rows(torch.randn(90, 5), y), name=f"t{number}", classes=classes))
+    whole = Stream(made, name="s")
+    assert [task.classes for task in pieces.first_three(whole)] == ORDERS[:3]
+    assert [piece.classes for piece in pieces.first_task(Stream(made[1:], name="s"), "domain")] == [ORDERS[1]] * 3
+    assert [piece.classes for piece in pieces.first_task(Stream(made[2:], name="s"), "task")] == [ORDERS[2]] * 3
+    first = Task(Rows(torch.randn(90, 5), torch.arange(90) % 6), name="first", classes=(5, 4, 9, 3, 2, 1, 0))
+    cut = pieces.first_task(Stream([first], name="s"), "class")
+    assert [piece.classes for piece in cut] == [(5, 4), (3, 2), (1, 0)]  # nothing of 9 was seen
+    assert [set(piece.train.labels) for piece in cut] == [{5, 4}, {3, 2}, {1, 0}]
+
+
+ORDERS = [(0, 1, 2), (0, 1, 2), (2, 1, 0), (0, 3)]
+
+
+def test_a_label_of_one_row_may_be_held_out():
+    for rows in range(12, 40):  # somewhere among them the rare row is held out
+        y = torch.tensor([*[0, 1] * rows, 2])
+        task = Task(Rows(torch.randn(len(y), 5), y), name="rare")
+        found = [
+            *pieces.first_three(Stream([task] * 4, name="s")),
+            *pieces.first_task(Stream([task], name="s"), "task"),
+        ]
+        assert all(one.classes == (0, 1, 2) for one in found)
+
+
+def test_too_few_rows_to_hold_some_out_are_refused():
+    lone = Task(Rows(torch.randn(3, 5), torch.tensor([0, 1, 1])), name="lone")
+    with pytest.raises(RequestError, match="piece 1 would have 0 rows, and needs 2"):
+        pieces.first_task(Stream([lone], name="s"), "task")
+
+
 @pytest.fixture
 def plan(tmp_path) -> Plan:
     path = tmp_path / "toy.toml"
