@@ -1,5 +1,6 @@
 """A configuration is refused before anything runs, every mistake at once, or taken with every default spelt out."""
 
+import pickle
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from toy_experiment import TOML, toys  # noqa: F401
 
 from perdure.experiment.config import load, plan
 from perdure.experiment.document import put
-from perdure.experiment.settings import ConfigError
+from perdure.experiment.settings import ConfigError, Problem
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -110,6 +111,32 @@ def test_each_mistake_has_a_place_and_a_sentence(changes, place, words):
     found = refused(**changes)
     assert list(found) == [place]
     assert words in found[place]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"heads": "shared"}}, 'use heads="separate", and open no outputs ahead'),
+        ({"training": {"protocol": "all outputs"}}, 'use heads="separate", and open no outputs ahead'),
+        ({"model": "resnet18", "benchmark": "split-mnist"}, "made like a models.mlp or a models.convnet"),
+    ],
+)
+def test_a_cell_that_could_not_be_learnt_is_a_problem_of_the_plan(changes, words):
+    found = refused(methods=["finetune", "progressive"], scenarios=["task"], **changes)
+    assert list(found) == ["methods"]
+    assert found["methods"].startswith("progressive in scenario 'task': ") and words in found["methods"]
+
+
+def test_what_several_cells_share_is_told_once():
+    found = refused(methods=["packnet", {"name": "packnet", "label": "P"}], model={"name": "mlp", "hidden": []},
+                   scenarios=["task"])  # fmt: skip
+    assert found["methods"].startswith("packnet in scenario 'task', P in scenario 'task': packnet shares out")
+
+
+def test_an_error_survives_the_way_to_another_process():
+    before = ConfigError([Problem("a.b", "wrong"), Problem("", "so is that")], "x.toml")
+    after = pickle.loads(pickle.dumps(before))
+    assert (str(after), after.problems, after.source) == (str(before), before.problems, "x.toml")
 
 
 def test_the_error_names_the_file():

@@ -16,7 +16,7 @@ from conftest import small_stream
 from rich.console import Console
 from torch.nn import functional
 
-from perdure import Learner, models
+from perdure import Learner, cli, models
 from perdure.experiment import proof, wrong
 from perdure.experiment.reproduce import folder, gather, place, reproduce
 from perdure.experiment.results import CellPart, Results
@@ -183,6 +183,16 @@ def test_variants_of_the_benchmark_are_lines_whose_cells_count_as_seeds(tiny, tm
     assert "| fine-tuning |" in (tmp_path / "RESULTS.md").read_text()
     found = proof.measured(lines[0], results)
     assert found is not None and len(found.values) == len(found.seconds) == 4
+
+
+def test_a_line_that_fails_is_named_at_the_end_and_the_others_are_run(tiny, tmp_path, capsys):
+    path = Path(tiny)
+    path.write_text(path.read_text().replace('"method.strength" = 2.0', '"method.strenght" = 2.0'))
+    assert cli.main(["reproduce", tiny, "--out", str(tmp_path), "--jobs", "1"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 lines failed: ewc-strong-class" in said and "unknown ewc setting 'strenght'" in said
+    assert {cell.method for cell in Results.read(place(tmp_path, load(tiny))).cells} == {"fine-tuning"}
+    assert cli.main(["reproduce", tiny, "--out", str(tmp_path), "--jobs", "1", "--only", "fine-tuning-task"]) == 0
 
 
 def test_what_is_not_there_is_refused(tiny, tmp_path):

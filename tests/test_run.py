@@ -213,6 +213,13 @@ def test_a_method_that_diverges_breaks_off_alone_and_each_time_alike(tmp_path: P
     assert execute(made, tmp_path / "run")[0] == found
 
 
+def test_what_only_a_later_task_shows_is_a_sentence_that_names_the_cell(tmp_path: Path):
+    made = planned(methods=["finetune", {"name": "icarl", "capacity": 3}], scenarios=["class"])
+    with pytest.raises(RequestError, match=r"^class, icarl, 0: capacity is 3, and there are 4 classes"):
+        execute(made, tmp_path / "run")
+    assert [cell.method for cell in Results.read(tmp_path / "run").cells] == ["finetune"]
+
+
 def test_a_method_that_was_not_seen_is_forecast_with_the_mean_of_the_others():
     forecast = Forecast({("class", "a", 0): 10, ("class", "b", 0): 10, ("class", "c", 0): 10})
     assert forecast.seconds_left is None

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from perdure.experiment.config import Plan
     from perdure.experiment.settings import Setting
 
-DONE, WRONG, INTERRUPTED = 0, 2, 130
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0 done, 2 something in the request is wrong, 130 interrupted."""
+    """Runs one command and gives its exit code: 0 done, 1 a part failed, 2 the request is wrong, 130 interrupted."""
     given = list(sys.argv[1:] if words is None else words)
     parser, commands = _parser()
     if given and not given[0].startswith("-") and given[0] not in commands:
@@ -155,8 +155,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     """Run a published protocol: our numbers beside the paper's, into RESULTS.md and a report. Stopped, it goes on."""
     from perdure.experiment.reproduce import reproduce
 
-    reproduce(arguments.table, arguments.out, _console(), arguments.jobs, arguments.only, arguments.fresh)
-    return DONE
+    failed = reproduce(arguments.table, arguments.out, _console(), arguments.jobs, arguments.only, arguments.fresh)
+    return FAILED if failed else DONE
 
 
 def _tune(arguments: argparse.Namespace) -> int:

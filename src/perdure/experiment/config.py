@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import nn
 
 from perdure import budget, methods, models, optim
-from perdure.experiment import settings
+from perdure.experiment import learners, settings
 from perdure.experiment.benchmarks import BENCHMARKS, Benchmark
 from perdure.experiment.document import read
 from perdure.experiment.results import Scenario
@@ -129,7 +129,9 @@ def plan(document: Mapping[str, Any], source: str = "the configuration") -> Plan
         raise ConfigError([*problems, Problem("skip", message)], source)
     stream = stream[experiment.skip :] if stream is not None else None
     recipe = _recipe(model, stream[0].train.shape, problems) if stream else None
-    if stream is None or recipe is None:
+    if stream is not None and recipe is not None:
+        _learners(experiment, training, recipe, entries, stream, problems)
+    if problems or stream is None or recipe is None:
         raise ConfigError(problems, source)
     specs = tuple({**entry.spec, **_label(given)} for entry, given in zip(entries, experiment.methods, strict=True))
     parts = {"benchmark": benchmark, "methods": specs, "model": model, "training": training}
@@ -309,3 +311,22 @@ def _scenarios(
             if scenario not in method.scenarios:
                 message = f"{entry.label} does not work in scenario {scenario!r}, only in {', '.join(method.scenarios)}"
                 problems.append(Problem("methods", message))
+
+
+def _learners(
+    experiment: Experiment,
+    training: Training,
+    recipe: dict[str, Any],
+    entries: Sequence[Entry],
+    stream: Stream,
+    problems: list[Problem],
+) -> None:
+    """A problem for every reason why a cell could not be learnt, before the first one is."""
+    refused: dict[str, list[str]] = {}
+    for entry in entries:
+        for scenario in experiment.scenarios:
+            try:
+                learners.attempt(training, recipe, entry.build(), scenario, stream)
+            except (ValueError, TypeError) as error:
+                refused.setdefault(str(error), []).append(f"{entry.label} in scenario {scenario!r}")
+    problems += [Problem("methods", f"{', '.join(cells)}: {reason}") for reason, cells in refused.items()]

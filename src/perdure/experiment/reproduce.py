@@ -24,8 +24,8 @@ from perdure.experiment.table import Line, Table, load, names
 
 def reproduce(
     name: str, out: Path, console: Console, jobs: int = 2, only: Sequence[str] = (), fresh: bool = False
-) -> None:
-    """Runs what is still to be run of a table, `jobs` lines at a time, and writes what there is.
+) -> list[str]:
+    """Runs what is still to be run of a table, `jobs` lines at a time, and writes what there is; the lines that failed.
 
     `out`/results/tables/NAME holds a folder a line, and results.json and report.html of all lines; `out`/RESULTS.md is
     written from all tables there. `only` names some lines (by their folders) or rows (by their labels). Stopped at any
@@ -37,6 +37,7 @@ def reproduce(
         known = ", ".join(line.slug for line in table.lines())
         raise RequestError(f"no line of {name} is called {', '.join(only)}; there are {known}")
     console.print(f"{name}: {len(chosen)} lines, about {table.hours} hours for the whole table on two cores")
+    failed: list[str] = []
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_quietly) as pool:
         work = {pool.submit(_run, name, line.slug, folder(out, line), fresh): line for line in chosen}
@@ -44,6 +45,7 @@ def reproduce(
             for number, done in enumerate(as_completed(work), 1):
                 error = done.exception()
                 said = done.result() if error is None else f"failed: {error}"
+                failed += [work[done].slug] * (error is not None)
                 console.print(f"{number} of {len(chosen)}: {work[done].slug}: {said}", highlight=False, markup=False)
                 write(table, out)
         except KeyboardInterrupt:
@@ -53,6 +55,11 @@ def reproduce(
             console.print("stopped; the same command goes on from the last save points")
             raise
     console.print(f"report: {place(out, table) / 'report.html'}; table: {out / 'RESULTS.md'}")
+    if failed:
+        console.print(
+            f"{len(failed)} of {len(chosen)} lines failed: {', '.join(failed)}", highlight=False, markup=False
+        )
+    return failed
 
 
 def folder(out: Path, line: Line) -> Path:

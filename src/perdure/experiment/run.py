@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 
 import perdure
-from perdure import models, report
+from perdure import report
 from perdure.augment import AUGMENTS
 from perdure.callbacks import Callback
 from perdure.checkpoint import CheckpointError
 from perdure.data import Task
 from perdure.experiment.config import Entry, Plan
 from perdure.experiment.folder import Folder, machine, now, peak_resident_bytes
+from perdure.experiment.learners import make
 from perdure.experiment.results import (
     BenchmarkPart,
     CellPart,
@@ -103,6 +104,8 @@ class Run:
                 learner.learn(task)
         except FloatingPointError as error:  # this method with these settings diverges, every time; the others go on
             self.screen.say(f"{', '.join(map(str, cell.key))} broke off: {error}")
+        except ValueError as error:  # what shows in a later task only: a memory too small for all classes
+            raise RequestError(f"{', '.join(map(str, cell.key))}: {error}") from error
         self.screen.finish(cell.key, learner.clock.step)
         part, taken = outcome(cell, learner, record, len(self.plan.stream))
         notes = [callback.notes for callback in learner.callbacks if isinstance(callback, Samples)]
@@ -129,22 +132,17 @@ class Run:
                 )
             except CheckpointError as error:
                 raise RequestError(f"{error}; or delete it: its cell begins anew") from None
-        training = experiment.training.model_dump(exclude={"heads", "protocol", "augment"})
-        learner = Learner(
-            models.build(self.plan.recipe),
+        return make(
+            experiment.training,
+            self.plan.recipe,
             cell.entry.build(),
-            scenario=cell.scenario,
-            heads=experiment.training.heads or "separate",
+            cell.scenario,
+            self.plan.stream,
             seed=cell.seed,
             callbacks=callbacks,
-            augment=AUGMENTS.get(experiment.training.augment or ""),
             save_to=state,
             save_every=experiment.save_every,
-            **training,
         )
-        if experiment.training.protocol == "all outputs":
-            learner.open_ahead(self.plan.stream)
-        return learner
 
     def judge(self) -> Learner:
         """The classifier of everything, to look at samples with; trained once a folder."""

@@ -1,5 +1,7 @@
 """Settings that follow from a signature: what a builder or a method accepts, and sentences about what it does not."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
 import json
@@ -58,6 +60,10 @@ class ConfigError(RequestError):
         super().__init__("\n".join([f"{count} in {source}:", *(f"  {problem}" for problem in problems)]))
         self.problems = tuple(problems)
         self.source = source
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...], str]]:
+        """For the way from one process to another, whose default would call it with the sentence alone."""
+        return type(self), (self.problems, self.source)
 
 
 @dataclass(frozen=True)
