@@ -342,9 +342,16 @@ def rows_of(found: Learner, task: int) -> Any:
     return Batch(x=x, y=torch.arange(8) % 2, task=torch.full((8,), task))
 
 
-@pytest.mark.parametrize("other", [methods.EWC(rows=8), methods.LwF(), methods.SI()], ids=lambda other: other.name)
-def test_they_compose_with_methods_that_watch_the_weights(other: Any, tmp_path: Any) -> None:
-    learnt_then_watched(learner(methods.Progressive() + other), small_stream(rows=32), tmp_path / "state")
+OTHERS = [lambda: methods.EWC(rows=8), methods.LwF, methods.SI, lambda: methods.GDumb(60)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: other().name)
+def test_they_compose_with_methods_that_watch_or_move_the_weights(other: Any, first: bool, tmp_path: Any) -> None:
+    method = methods.Progressive() + other() if first else other() + methods.Progressive()
+    found, stream = learner(method, epochs=12), small_stream(rows=32)
+    learnt_then_watched(found, stream, tmp_path / "state")
+    assert min(found.evaluate(stream)) > 0.8
 
 
 def test_per_example_gradients_by_vmap_equal_the_plain_loop() -> None:

@@ -149,7 +149,8 @@ def test_memory_is_a_byte_a_weight_and_the_values_that_are_owned() -> None:
         learner.learn(task)
         columns = learner.columns
         kept = 4 * (owned + 3 * 16 + columns * 17)
-        assert learner.cost.memory_bytes == 192 + 16 + kept
+        statistics = 4 * (2 * 16) + 8
+        assert learner.cost.memory_bytes == 192 + 16 + kept + statistics
 
 
 class Sees(Callback):
@@ -419,19 +420,54 @@ def test_what_an_abandoned_task_took_is_free_again(step: int, tmp_path: Any) -> 
     assert min(learner.evaluate(stream)) > 0.65
 
 
-def test_best_weights_from_before_pruning_are_pruned_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    grades = iter([0.9, 0.1, 0.2, 0.9, 0.1, 0.2])
+class Epochs(Callback):
+    """Keeps the weights at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def after_epoch(self, learner: Learner) -> None:
+        self.weights.append(weights(learner))
+
+
+@pytest.mark.parametrize(("retrain", "patience", "best"), [(0.5, 1, 2), (0.5, 9, 2), (0.0, 9, 0), (0.0, 2, 0)])
+def test_the_best_weights_are_those_of_the_epochs_that_retrain(
+    retrain: float, patience: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense epochs grade higher: 0.9 is none of the pruned network's, and no reason to stop before it is pruned."""
+    grades = iter([0.9, 0.2, 0.5, 0.3] * 2)
     monkeypatch.setattr("perdure.answers.grade", lambda *_: next(grades))
-    learner = made(methods.PackNet(retrain=0.5), validation=0.2, patience=3, epochs=3)
+    epochs = Epochs()
+    settings: dict[str, Any] = {"validation": 0.2, "patience": patience, "epochs": 4, "callbacks": [epochs]}
+    learner = made(methods.PackNet(retrain=retrain), **settings)
     stream = small_stream(tasks=2)
     for task in stream:
+        epochs.weights.clear()
         learner.learn(task)
+        assert len(epochs.weights) == (3 if patience == 2 else 4)
         found = weights(learner)
         for name, owner in shares(learner).owner.items():
             assert torch.equal(found[name] == 0, owner == FREE)
+            assert torch.equal(found[name], epochs.weights[best][name] * (owner != FREE))
+        if patience == 2:
+            next(grades)
+        assert torch.equal(found["body.1.bias"], epochs.weights[best]["body.1.bias"])
     x = x_of(stream[1].test)
     with torch.no_grad(), models.evaluating(learner.model):
         torch.testing.assert_close(learner.method.predict(learner, x, 1), learner.model(x))
+
+
+@pytest.mark.parametrize("gdumb_first", [True, False])
+def test_beside_a_method_that_puts_weights_back_what_is_owned_stays(gdumb_first: bool) -> None:
+    gdumb, packnet_ = methods.GDumb(60), methods.PackNet(prune=0.5)
+    learner = made(gdumb + packnet_ if gdumb_first else packnet_ + gdumb, epochs=8)
+    stream, answers = small_stream(tasks=3), []
+    for task in stream:
+        learner.learn(task)
+        answers.append(learner.predict_proba(x_of(task.test), task=task))
+        for earlier, answer in zip(stream, answers, strict=False):
+            assert torch.equal(answer, learner.predict_proba(x_of(earlier.test), task=earlier))
+    assert min(learner.evaluate(stream)) > 0.9
 
 
 def test_a_network_that_knows_something_is_shared_out_by_consolidating(tmp_path: Any) -> None:

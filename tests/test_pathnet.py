@@ -502,12 +502,27 @@ def test_settings_that_mean_nothing_are_refused(setting: dict[str, float]) -> No
         pathnet(**setting)
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_method_that_puts_weights_back_leaves_paths_and_what_they_run(ahead: bool) -> None:
+    stream = small_stream(rows=60)
+    found = learner(pathnet() + methods.GDumb(90), norm=True, steps=120, optimizer=OPTIMIZERS["adam"])
+    if ahead:
+        found.open_ahead(stream)
+    for number, task in enumerate(stream):
+        found.learn(task)
+        assert found.model.paths[: number + 1].tolist() == list(found.method.parts[0].paths.values())
+    assert min(found.evaluate(stream)) > 0.9
+
+
 def test_a_base_that_makes_no_modules_is_refused() -> None:
     with pytest.raises(ValueError, match="found 'resnet18'"):
         Modular({"name": "resnet18"})
 
 
-@pytest.mark.parametrize("other", [methods.EWC(rows=16), methods.LwF(), methods.MAS(rows=16, pull="proximal")])
+OTHERS = [methods.EWC(rows=16), methods.LwF(), methods.MAS(rows=16, pull="proximal"), methods.GDumb(40)]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("first", [True, False])
 def test_in_a_composition_what_is_frozen_stays(other: Method, first: bool) -> None:
     other = methods.build(other.settings())

@@ -263,6 +263,9 @@ class Attached(HostBase):
     def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
         """Not counted in a loop that is not ours."""
 
+    def judge_anew(self) -> None:
+        """A loop that is not ours stops when it will."""
+
     # ---- inside ----
 
     def _expect(self, call: str, then: str) -> None:

@@ -112,6 +112,9 @@ class Host(Protocol):
     def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
         """Notes rows that went through the model outside a step, and multiply-adds of other networks, for the count."""
 
+    def judge_anew(self) -> None:
+        """Early stopping begins here: the network is made another, so grades and best weights so far are void."""
+
 
 class Trainer(Host, Protocol):
     """A host that owns the loop: our Learner. Methods that override `fit` or `predict` need one."""

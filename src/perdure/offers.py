@@ -13,7 +13,7 @@ from perdure import answers
 from perdure.data import Batch, Rows, column_map
 from perdure.host import HostBase
 from perdure.labels import Labels
-from perdure.training import Cost, Settings
+from perdure.training import Cost, Settings, Stopper
 
 
 class Offers(HostBase):
@@ -24,6 +24,7 @@ class Offers(HostBase):
     cost: Cost
     number: int
     row_cost: int
+    stopper: Stopper
     _labelled: dict[int, tuple[Rows, Tensor | None]]
 
     @property
@@ -65,6 +66,10 @@ class Offers(HostBase):
     def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
         """Notes rows that went through the model outside a step, and multiply-adds of other networks."""
         self.cost.multiply_adds += (forward + 2 * backward) * self.row_cost + other
+
+    def judge_anew(self) -> None:
+        """For the stopper: what was graded so far no longer counts."""
+        self.stopper.forget()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where so set."""

@@ -100,12 +100,17 @@ class Stopper:
         else:
             self.waited += 1
 
+    def forget(self) -> None:
+        """What was graded so far is no measure of what comes: neither its grades count nor its weights."""
+        self.best, self.waited, self.weights = -math.inf, 0, {}
+
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
         """Puts the best weights back and forgets the task."""
         if self.weights:
             model.load_state_dict(self.weights)
-        self.best, self.waited, self.weights, self.grades = -math.inf, 0, {}, []
+        self.forget()
+        self.grades = []
 
 
 def hold_out(task: Task, share: float | None, seed: int) -> tuple[Task, tuple[Rows, Task] | None]:

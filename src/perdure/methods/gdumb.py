@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data import Task, chunks
 from perdure.memory import ClassBalanced, Memory
@@ -76,13 +76,24 @@ class GDumb(Method):
             self.store.add({"x": batch.x, "y": batch.y, "task": batch.task}, host.balance_key(batch))
 
     def _restart(self, host: Host) -> None:
-        """What has just grown begins as it is, all else as it began."""
-        for name, tensor in host.model.state_dict().items():
+        """What has just grown begins as it is, all else as it began; what another part has frozen stays."""
+        state = host.model.state_dict()
+        for name, tensor in state.items():
             before = self.before.get(name)
             if before is None or before.shape != tensor.shape:
                 self.start[name] = tensor.detach().clone()
             else:
                 self.start[name] = torch.where(tensor == before, self.start[name], tensor)
-        host.model.load_state_dict(self.start)
+        resting = _resting(host.model)
+        host.model.load_state_dict({name: state[name] if name in resting else self.start[name] for name in state})
         host.optimizer.state.clear()
         self.before = {}
+
+
+def _resting(model: nn.Module) -> set[str]:
+    """The tensors of a network that are frozen: parameters, and the buffers of modules that have such parameters."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not all(p.requires_grad for p in module.parameters()):
+            frozen.update(name for name, _ in module.named_buffers(path, recurse=False))
+    return frozen

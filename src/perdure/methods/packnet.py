@@ -26,8 +26,9 @@ class PackNet(Method):
 
     Shared out are tensors of two and more dimensions, but for the head, whose columns belong to the task that opens
     them. Biases and batch norm are the first task's: later ones run batch norm in eval mode. Every task begins without
-    moments of the optimizer. The paper retrains at a tenth of the rate: that is the Learner's schedule. A task that
-    ends before it is pruned, by `patience` or in `consolidate`, is pruned at its end and not retrained.
+    moments of the optimizer. The paper retrains at a tenth of the rate: that is the Learner's schedule. The Learner's
+    `patience` counts from the pruning on, as grades from before are of a network that has all free weights, four times
+    as many by default. Without a step to retrain in (retrain=0, `consolidate`) a task is pruned at its end.
 
     Forgets nothing, and later tasks build on earlier ones; but task t finds only prune^(t-1) of the weights free.
     """
@@ -88,6 +89,8 @@ class PackNet(Method):
         """Adds nothing: prunes when it is time, and keeps batch norm as the first task left it."""
         self._guard(host)
         steps, done = host.clock.steps, host.clock.taken
+        if self.retrain and not self.pruned:
+            host.judge_anew()
         if not self.pruned and steps and done >= (1 - self.retrain) * steps:
             self._prune(host)
         if self.shares.tasks:
@@ -114,7 +117,6 @@ class PackNet(Method):
         self._guard(host)
         if not self.pruned:
             self._prune(host)
-        self._restore()  # early stopping may have brought weights back from before they were pruned
         self.shares.keep(host, task.name)
         self.guarded, self.guarded_for = [], None
         for p in host.params().values():
@@ -124,11 +126,10 @@ class PackNet(Method):
         self.shares.take(host, self.prune)
         self.pruned = True
         self._guard(host)
-        self._restore()
 
     @torch.no_grad()
     def _guard(self, host: Host) -> None:
-        """Works out, once for all steps with the same owners, what may not move and which values it has."""
+        """Works out, once for all steps with the same owners, what may not move, and gives it the values it has."""
         if self.guarded_for is self.shares.owner:
             return
         self.shares.claim(host)
@@ -139,6 +140,7 @@ class PackNet(Method):
             if bool(frozen.any()):
                 self.guarded.append((p, (~frozen).to(p.dtype), torch.where(owner == NOBODYS, p, owned[name])))
         self.guarded_for = self.shares.owner
+        self._restore()
 
     @torch.no_grad()
     def _restore(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Shares:
     tasks: dict[str, list[int]] = memory(dict)  # in order, those learnt: the host's number, the columns at their end
     owner: Weights = memory(dict)  # of each weight, uint8; replaced, never changed, when a weight changes hands
     rows: Tensor = memory(lambda: torch.zeros(0, dtype=torch.uint8))  # the owner of each row of the head
-    kept: Weights = memory(dict)  # of each parameter the values that tasks learnt own, in a row
+    kept: Weights = memory(dict)  # of each parameter and buffer the values that tasks learnt own, in a row
 
     def state(self) -> dict[str, Any]:
         """The memory fields."""
@@ -89,17 +90,17 @@ class Shares:
     # ---- the network as a task knows it ----
 
     def owners(self, model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Every parameter with its owners: one a weight, one a row of the head, or one in all."""
+        """Every parameter and buffer with its owners: one a weight, one a row of the head, or one in all."""
         rows, first = {}, torch.ones((), dtype=torch.uint8, device=self.rows.device)
         for blocks in (head(model).weights, head(model).biases):
             for p, part in zip(blocks, torch.split(self.rows, [len(p) for p in head(model).weights]), strict=False):
                 rows[id(p)] = part.view(-1, *[1] * (p.ndim - 1))
-        for name, p in model.named_parameters():
+        for name, p in chain(model.named_parameters(), model.named_buffers()):
             yield name, p, rows.get(id(p), self.owner.get(name, first))
 
     @torch.no_grad()
     def values(self, model: nn.Module, place: int) -> Weights:
-        """All parameters, 0 where their owner is not among the first `place` tasks."""
+        """All parameters and buffers, 0 where their owner is not among the first `place` tasks."""
         found = {}
         for name, p, owner in self.owners(model):
             whole = torch.zeros_like(p).masked_scatter_(self._learnt(owner), self.kept.get(name, p.new_empty(0)))
