@@ -1,6 +1,8 @@
 """PathNet: what a path computes, how paths compete, and that what is frozen never moves."""
 
 import copy
+import re
+import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -194,6 +196,29 @@ def test_where_there_are_no_steps_for_a_tournament_a_random_path_is_trained() ->
         assert all(torch.equal(step["path"], method.genotypes[0]) for step in spy.steps)
         seen.append(method.paths["task 0"])
     assert seen[0] != seen[1] != seen[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        (
+            {"trial": 8},
+            r"'task \d' has 15 steps for evolution, .* takes 2 x 8: none .*; set trial to 7 at most, or take",
+        ),
+        ({"trial": 7}, None),  # as the sentence says
+        ({"settle": 0.95}, r"has 1 steps for evolution, .*; set settle lower, or take more steps"),
+        ({"settle": 1.0}, None),  # nobody wants any
+    ],
+)
+def test_that_no_tournament_fits_is_said_once_a_task(setting: dict[str, Any], sentence: str | None) -> None:
+    found = learner(pathnet(**setting), steps=20)
+    for task in small_stream(rows=40)[:2]:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found.learn(task)
+        said = [one for one in said if one.category is RuntimeWarning]
+        assert len(said) == (sentence is not None)
+        assert sentence is None or re.search(sentence, str(said[0].message))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
