@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from rich.console import Console
 from toy_experiment import TOML, toys  # noqa: F401
 
 from perdure import Rows, Task, cli
-from perdure.experiment import pieces, tune
+from perdure.experiment import config, learners, pieces, tune
+from perdure.experiment import ranges as ranges_of
 from perdure.experiment.config import Plan, load
+from perdure.experiment.ranges import Range
 from perdure.experiment.settings import RequestError
-from perdure.experiment.tune import Range
 from perdure.streams import Stream
 
 
@@ -145,6 +147,145 @@ def test_the_search_finds_the_strength_that_keeps_the_past(plan, tmp_path, monke
     noted = json.loads((tmp_path / "a" / "trials.json").read_text())
     assert len(noted["trials"]) == 14 and noted["on"] == "first-task"
     assert json.loads((tmp_path / "a" / "method.json").read_text()) == again
+
+
+def searched(plan: Plan, out: Path, **changes: Any) -> dict[str, Any]:
+    """What a search for the strength chose."""
+    given: dict[str, Any] = {"ranges": {"strength": Range(0.01, 100)}, "trials": 1, **changes}
+    return tune.tune(plan, "EWC strong", given.pop("scenario", "task"), out, Console(file=io.StringIO()), **given)
+
+
+def test_a_search_that_is_gone_on_with_is_as_one_that_never_stopped(plan, tmp_path, monkeypatch):
+    asked: list[float] = []
+
+    def graded(plan: Plan, entry: Any, chosen: Any, scenario: str, stream: Stream, seed: int) -> float:
+        asked.append(chosen["strength"])
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        if chosen["strength"] > 50:
+            raise FloatingPointError
+        return 1.0 / (1 + abs(chosen["strength"] - 3.0))
+
+    monkeypatch.setattr(tune, "grade", graded)
+    stop = 0
+    searched(plan, tmp_path / "whole", trials=20)
+    whole = list(asked)
+    assert len(set(whole)) == 20 and any(strength > 50 for strength in whole)
+    for number in (1, 3, 14):  # interrupted in the first trial, among the random ones, and later
+        asked.clear()
+        stop = number
+        with pytest.raises(KeyboardInterrupt):
+            searched(plan, tmp_path / f"broken {number}", trials=20)
+        assert asked.pop() == whole[number - 1]  # taken again
+        stop = 0
+        searched(plan, tmp_path / f"broken {number}", trials=17)
+        searched(plan, tmp_path / f"broken {number}", trials=20)
+        assert asked == whole
+    noted = json.loads((tmp_path / "broken 3" / "trials.json").read_text())
+    assert len(noted["trials"]) + len(noted["diverged"]) == 20
+    assert all(settings["strength"] > 50 for settings in noted["diverged"]) and noted["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ranges": {"strength": Range(0.01, 10)}}, r"ranges\.strength is \[0\.01, 100\.0\] there"),
+        ({"ranges": {"strength": Range(0.01, 100), "decay": Range(0.5, 1)}}, r"ranges\.decay is not set there"),
+        ({"seeds": (0, 1)}, r"seeds is \[0\] there and \[0, 1\] here"),
+        (
+            {"scenario": "class", "on": "first-three", "tasks": 4},
+            "scenario is task there and class here; on is first-task there",
+        ),
+        ({"training": "all outputs"}, "training.protocol is as they come there and all outputs here"),
+        ({"rows": 180}, r"data\.piece 1 is \w+ there"),
+    ],
+)
+def test_another_search_in_the_same_folder_is_refused(plan, tmp_path, monkeypatch, changes, words):
+    monkeypatch.setattr(tune, "grade", lambda *given: 0.5)
+    searched(plan, tmp_path)
+    training = plan.experiment.training.model_copy(update={"protocol": changes.pop("training", "as they come")})
+    made = replace(plan, experiment=plan.experiment.model_copy(update={"training": training}))
+    made = replace(made, stream=blinded(toy_experiment.toy(changes.pop("rows", 240), changes.pop("tasks", 2))))
+    with pytest.raises(RequestError, match=f"holds another search: .*{words}.* another folder with --out"):
+        searched(made, tmp_path, **changes)
+    searched(plan, tmp_path)  # the same goes on
+
+
+def test_the_protocol_of_the_outputs_holds_in_the_search_too(plan, tmp_path, monkeypatch):
+    made: list[Any] = []
+    make = learners.make
+    monkeypatch.setattr(learners, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
+    for protocol, ahead in (("as they come", []), ("all outputs", ["piece 1", "piece 2", "piece 3"])):
+        training = plan.experiment.training.model_copy(update={"protocol": protocol})
+        changed = replace(plan, experiment=plan.experiment.model_copy(update={"training": training}))
+        searched(changed, tmp_path / protocol)
+        assert made[-1].clock.task == 3  # that which was graded
+        assert [name for name, _, is_ahead in made[-1].labels.opened if is_ahead] == ahead
+
+
+def of_one_method(plan: Plan, spec: dict[str, Any], scenario: str = "task") -> Plan:
+    found = config.plan({**plan.document, "scenarios": [scenario], "methods": [{**spec, "label": "it"}]})
+    return replace(plan, entries=found.entries)
+
+
+def test_whole_numbers_are_searched_as_whole_numbers(plan, tmp_path, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(tune, "grade", lambda *given: asked.append(given[2]) or 0.5)
+    console = Console(file=io.StringIO())
+    replays = of_one_method(plan, {"name": "replay", "capacity": 30})
+    tune.tune(replays, "it", "task", tmp_path, console, ranges={"capacity": Range.parse("10..1000")}, trials=6)
+    assert asked[0] == {"capacity": 30} and len({found["capacity"] for found in asked}) > 3
+    assert all(type(found["capacity"]) is int and 10 <= found["capacity"] <= 1000 for found in asked)
+    assert type(json.loads((tmp_path / "method.json").read_text())["capacity"]) is int
+    for values, words in (
+        ("0.5..10", "capacity takes whole numbers, and the range is 0.5..10"),
+        ("10,0.5", "--range capacity: expected a whole number or a string, found 0.5"),
+        ("10,0", "--range capacity: "),
+    ):
+        with pytest.raises(RequestError, match=words):
+            tune.tune(replays, "it", "task", tmp_path / "b", console, ranges={"capacity": Range.parse(values)})
+    for place, values, words in (
+        ("decay", "0.5..2", "decay is 2.0"),
+        ("fisher", "exact,exat", "Did you mean 'exact'"),
+        ("pull", "1..2", "pull: expected 'gradient' or 'proximal', found 1.0"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            searched(plan, tmp_path / "c", ranges={place: Range.parse(values)})
+
+
+def test_the_parts_of_a_composition_are_tuned_by_their_names(plan, tmp_path, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(tune, "grade", lambda *given: asked.append(given[2]) or 1 / given[2]["lwf.strength"])
+    console = Console(file=io.StringIO())
+    ranges = {"replay.capacity": Range.parse("20,40"), "lwf.strength": Range(0.1, 10)}
+    found = tune.tune(plan, "replay + lwf", "task", tmp_path, console, ranges=ranges, trials=5)
+    best = min(asked, key=lambda chosen: chosen["lwf.strength"])
+    assert len(asked) == 5 and asked[0]["lwf.strength"] == 1.0
+    assert [part["name"] for part in found["parts"]] == ["replay", "lwf"]
+    assert (found["parts"][0]["capacity"], found["parts"][1]["strength"]) == tuple(best[place] for place in ranges)
+    assert plan.entries[2].spec["parts"][1]["strength"] == 1.0  # the plan is as it was
+    assert list(ranges_of.usual(plan.entries[2].spec)) == ["lwf.strength"]
+    for place in ("strength", "lwf.capacity", "mas.strength"):
+        with pytest.raises(RequestError, match=f"replay \\+ lwf has no setting '{place}'; it has replay.capacity, "):
+            tune.tune(plan, "replay + lwf", "task", tmp_path / "b", console, ranges={place: Range(1, 2)})
+
+
+def test_a_composition_is_really_tuned(plan, tmp_path):
+    console, ranges = Console(file=io.StringIO()), {"replay.capacity": Range(8, 40)}
+    found = tune.tune(plan, "replay + lwf", "task", tmp_path, console, ranges=ranges, trials=2)
+    assert 8 <= found["parts"][0]["capacity"] <= 40
+
+
+def test_what_cannot_be_learnt_is_refused_before_the_first_trial(plan, tmp_path):
+    console, ranges = Console(file=io.StringIO()), {"width": Range(0.5, 2)}
+    columns = of_one_method(plan, {"name": "progressive"})
+    with pytest.raises(RequestError, match="it in scenario 'domain': progressive works in scenario task, not 'domain'"):
+        tune.tune(columns, "it", "domain", tmp_path / "a", console, ranges=ranges)
+    assert not (tmp_path / "a").exists()
+    small = replace(of_one_method(plan, {"name": "icarl", "capacity": 2}, "class"), stream=toy_experiment.toy(240, 4))
+    ranges = {"capacity": Range(choices=(2,))}
+    with pytest.raises(RequestError, match=r"it with {'capacity': 2}: capacity is 2, and there are 3 classes"):
+        tune.tune(small, "it", "class", tmp_path / "b", console, ranges=ranges, trials=1, on="first-three")
 
 
 def test_a_real_search_reads_no_test_row(plan, tmp_path):

@@ -91,7 +91,13 @@ def _add_proofs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     tuned.add_argument(
         "--on", choices=["first-task", "first-three"], default="first-task", help="first-task unless given"
     )
-    tuned.add_argument("--range", action="append", default=[], metavar="SETTING=LOW..HIGH", help="or values: 1,2,4")
+    tuned.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        metavar="SETTING=LOW..HIGH",
+        help="or values: 1,2,4; PART.SETTING in a composition",
+    )
     tuned.add_argument("--trials", type=int, default=20, metavar="N", help="20 unless given")
     tuned.add_argument("--seeds", type=int, default=1, metavar="N", help="runs a trial; 1 unless given")
     tuned.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
@@ -162,14 +168,17 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     """Choose settings on pieces of the first task's train rows, or on the first three tasks; never on test rows."""
     from perdure.experiment.config import load
+    from perdure.experiment.ranges import Range
     from perdure.experiment.settings import RequestError
-    from perdure.experiment.tune import Range, tune
+    from perdure.experiment.tune import tune
 
     ranges = {}
     for text in arguments.range:
         name, sign, values = text.partition("=")
         if not sign:
-            raise RequestError(f"--range {text}: expected SETTING=LOW..HIGH, as in strength=0.01..100")
+            raise RequestError(
+                f"--range {text}: expected SETTING=LOW..HIGH, as in strength=0.01..100 or lwf.strength=1,2"
+            )
         ranges[name] = Range.parse(values)
     plan = load(arguments.experiment, arguments.set)
     out = arguments.out or Path("runs") / f"tune-{plan.experiment.name}-{arguments.method}-{arguments.scenario}"

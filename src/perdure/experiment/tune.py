@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,58 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
-from perdure import methods, models
-from perdure.augment import AUGMENTS
+from perdure import methods
 from perdure.checkpoint import replace_file
-from perdure.experiment import pieces
+from perdure.experiment import learners, pieces
 from perdure.experiment.config import Entry, Plan
+from perdure.experiment.folder import differences
+from perdure.experiment.ranges import Range, fitted, present, put, suggest, usual
 from perdure.experiment.run import threads
 from perdure.experiment.settings import RequestError, unknown
-from perdure.learner import Learner
 from perdure.metrics import average_accuracy
 from perdure.streams import Stream
 
 ON = ("first-task", "first-three")
-
-
-@dataclass(frozen=True)
-class Range:
-    """The values that a setting may take: from `low` to `high` on a logarithmic scale, or one of `choices`."""
-
-    low: float = 0.0
-    high: float = 0.0
-    choices: tuple[Any, ...] = ()
-
-    def holds(self, value: Any) -> bool:
-        """Whether the value is one of them."""
-        return value in self.choices if self.choices else isinstance(value, float) and self.low <= value <= self.high
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """From "0.01..100", or a comma-separated list of values."""
-        low, dots, high = text.partition("..")
-        try:
-            if dots:
-                found = cls(float(low), float(high))
-                if not 0 < found.low < found.high:
-                    raise ValueError
-                return found
-        except ValueError:
-            raise RequestError(
-                f"{text!r} is no range; write 0.01..100 (above 0, logarithmic) or values: 1,2,4"
-            ) from None
-        return cls(choices=tuple(_value(part.strip()) for part in text.split(",")))
-
-
-# Where a method's own scale is known: the range that is searched unless another is given.
-USUAL: dict[str, dict[str, Range]] = {
-    "ewc": {"strength": Range(0.003, 30)},
-    "mas": {"strength": Range(1, 3000)},
-    "si": {"strength": Range(0.003, 30)},
-    "lwf": {"strength": Range(0.1, 30)},
-    "der": {"alpha": Range(0.1, 10)},
-    "derpp": {"alpha": Range(0.1, 10), "beta": Range(0.1, 10)},
-}
 
 
 def tune(
@@ -81,34 +40,31 @@ def tune(
     """The best settings of one of the plan's methods, by the average accuracy at the end of a stream made for tuning.
 
     on="first-task" cuts the first task's train rows into three pieces; "first-three" takes the train rows of the first
-    three tasks, which then do not count. Test rows are never read. `out` gets trials.log (the search can be gone on
-    with), trials.json (what was tried) and method.json (what was chosen). Raises RequestError.
+    three tasks, which then do not count. Test rows are never read. `out` gets trials.log, trials.json (what was tried)
+    and method.json (what was chosen). Stopped at any instant, or asked for more trials, the same call goes on as if it
+    had never stopped; another search in the same folder is refused. Raises RequestError.
     """
     if plan.experiment.skip:
         raise RequestError("skip leaves out the very tasks to tune on: take it out while tuning")
     entry = _entry(plan, method)
-    space = dict(ranges or USUAL.get(str(entry.spec.get("name")), {}))
-    _check(entry, space)
+    space = fitted(entry, ranges or usual(entry.spec))
     stream = pieces.first_task(plan.stream, scenario) if on == "first-task" else pieces.first_three(plan.stream)
+    search = Search(plan, entry, scenario, on, space, tuple(seeds), stream)
+    search.check()
     out.mkdir(parents=True, exist_ok=True)
-    study = _study(out / "trials.log", f"{entry.label} {scenario} {on}", space, entry)
-
-    def ask(trial: Any) -> float:
-        chosen = {name: _suggest(trial, name, values) for name, values in space.items()}
-        scores = [grade(plan, entry, chosen, scenario, stream, seed) for seed in seeds]
-        console.print(f"trial {trial.number + 1}: {chosen}: {100 * fmean(scores):.2f} %", highlight=False, markup=False)
-        return fmean(scores)
-
+    study = _study(out, search.document)
     with threads(plan.experiment.threads):
-        tried = sum(trial.state.is_finished() for trial in study.trials)
-        study.optimize(ask, n_trials=max(0, trials - tried), catch=(FloatingPointError,))
-    done = [{"settings": t.params, "accuracy": t.value} for t in study.trials if t.value is not None]
+        for number in range(len(_tried(study)), trials):
+            said = _trial(study, number, search)
+            console.print(f"trial {number + 1}: {said}", highlight=False, markup=False)
+    done = [{"settings": t.params, "accuracy": t.value} for t in _tried(study) if t.value is not None]
+    diverged = [t.params for t in _tried(study) if t.value is None]
     if not done:
-        raise RequestError(f"every one of {len(study.trials)} trials diverged; lower the learning rate")
+        raise RequestError(f"every one of {len(diverged)} trials diverged; lower the learning rate")
     best = max(done, key=lambda trial: trial["accuracy"])
-    chosen = {**entry.spec, **best["settings"]}
+    chosen = put(entry.spec, best["settings"])
     note = {"on": on, "stream": stream.description, "scenario": scenario, "seeds": list(seeds), "trials": done}
-    replace_file(out / "trials.json", f"{json.dumps(note, indent=1)}\n".encode())
+    replace_file(out / "trials.json", f"{json.dumps({**note, 'diverged': diverged}, indent=1)}\n".encode())
     replace_file(out / "method.json", f"{json.dumps(chosen, indent=1)}\n".encode())
     console.print(f"best of {len(done)}: {100 * best['accuracy']:.2f} % with {chosen}", highlight=False, markup=False)
     if on == "first-three":
@@ -116,15 +72,57 @@ def tune(
     return chosen
 
 
+@dataclass(frozen=True)
+class Search:
+    """What is searched: a method's settings, in a scenario, on a stream made for tuning."""
+
+    plan: Plan
+    entry: Entry
+    scenario: str
+    on: str
+    space: dict[str, Range]
+    seeds: tuple[int, ...]
+    stream: Stream
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All that makes it this search and no other, in JSON's words."""
+        document = self.plan.document
+        search = {
+            **{part: document[part] for part in ("benchmark", "model", "training")},
+            "method": self.entry.spec,
+            "scenario": self.scenario,
+            "on": self.on,
+            "ranges": {place: values.said for place, values in self.space.items()},
+            "seeds": self.seeds,
+            "data": {task.name: task.fingerprint[:16] for task in self.stream},
+        }
+        found: dict[str, Any] = json.loads(json.dumps(search, default=str))
+        return found
+
+    def check(self) -> None:
+        """Raises RequestError where no learner can be made of it."""
+        training, method = self.plan.experiment.training, self.entry.build()
+        try:
+            learners.attempt(training, self.plan.recipe, method, self.scenario, self.stream)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"{self.entry.label} in scenario {self.scenario!r}: {error}") from None
+
+    def score(self, chosen: Mapping[str, Any]) -> float | None:
+        """The mean grade over the seeds; None where one of them diverged."""
+        try:
+            grades = [grade(self.plan, self.entry, chosen, self.scenario, self.stream, seed) for seed in self.seeds]
+        except FloatingPointError:
+            return None
+        except ValueError as error:  # what shows in a later task only
+            raise RequestError(f"{self.entry.label} with {dict(chosen)}: {error}") from error
+        return fmean(grades)
+
+
 def grade(plan: Plan, entry: Entry, chosen: Mapping[str, Any], scenario: str, stream: Stream, seed: int) -> float:
     """The average accuracy of the method with these settings at the end of a stream."""
-    training = plan.experiment.training.model_dump(exclude={"heads", "protocol", "augment"})
-    method = methods.build({**entry.spec, **chosen})
-    heads = plan.experiment.training.heads or "separate"
-    augment = AUGMENTS.get(plan.experiment.training.augment or "")
-    learner = Learner(
-        models.build(plan.recipe), method, scenario=scenario, heads=heads, seed=seed, augment=augment, **training
-    )
+    method = methods.build(put(entry.spec, chosen))
+    learner = learners.make(plan.experiment.training, plan.recipe, method, scenario, stream, seed=seed)
     for task in stream:
         learner.learn(task)
     return average_accuracy([learner.evaluate(stream)] * len(stream)) or 0.0
@@ -137,41 +135,42 @@ def _entry(plan: Plan, method: str) -> Entry:
     return found
 
 
-def _study(log: Path, name: str, space: Mapping[str, Range], entry: Entry) -> Any:
+def _study(out: Path, search: dict[str, Any]) -> Any:
+    """The folder's study: new, or that of the same search."""
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise RequestError("tune needs Optuna: pip install 'perdure[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(log)))
-    sampler = optuna.samplers.TPESampler(seed=0)
-    study = optuna.create_study(
-        storage=storage, study_name=name, direction="maximize", sampler=sampler, load_if_exists=True
-    )
-    if not study.trials:
-        present = {name: entry.spec[name] for name, values in space.items() if values.holds(entry.spec[name])}
-        study.enqueue_trial(present)  # what stands there is tried first
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(out / "trials.log")))
+    study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+    other = differences(study.user_attrs.get("search", search), search)
+    if other:
+        raise RequestError(f"{out} holds another search: {'; '.join(other)}. Take another folder with --out")
+    study.set_user_attr("search", search)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of a process that was stopped: taken again
     return study
 
 
-def _check(entry: Entry, space: Mapping[str, Range]) -> None:
-    if not space:
-        raise RequestError(f"no range is known for {entry.label}; give one, as in --range strength=0.01..100")
-    unknown = [name for name in space if name not in entry.spec]
-    if unknown:
-        known = ", ".join(name for name in entry.spec if name != "name")
-        raise RequestError(f"{entry.label} has no setting {unknown[0]!r}; it has {known}")
+def _tried(study: Any) -> list[Any]:
+    """The trials that came to an end; those that diverged have no value, those that were interrupted do not count."""
+    from optuna.trial import TrialState
+
+    found: list[Any] = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return found
 
 
-def _suggest(trial: Any, name: str, values: Range) -> Any:
-    if values.choices:
-        return trial.suggest_categorical(name, values.choices)
-    return trial.suggest_float(name, values.low, values.high, log=True)
+def _trial(study: Any, number: int, search: Search) -> str:
+    """One trial to its end, in words. The first is what stands in the method."""
+    import optuna
 
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    study.sampler = optuna.samplers.TPESampler(seed=number)  # a search that is gone on with draws nothing twice
+    if number == 0 and not study.get_trials(states=(optuna.trial.TrialState.WAITING,)):
+        study.enqueue_trial(present(search.entry.spec, search.space))
+    trial = study.ask()
+    chosen = {place: suggest(trial, place, values) for place, values in search.space.items()}
+    score = search.score(chosen)
+    study.tell(trial, score, state=None if score is not None else optuna.trial.TrialState.PRUNED)
+    return f"{chosen}: " + ("diverged" if score is None else f"{100 * score:.2f} %")
