@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import small_stream
-from contract import TABLE, Mutation, Row, Stage, parts
+from contract import ELSEWHERE, TABLE, Mutation, Row, Stage, parts
 from trees import differences, snapshot
 
 from perdure import Callback, Learner, Rows, Task, checkpoint, methods, models
@@ -329,7 +329,7 @@ def lead(make: Callable[[], Method], stage: Stage) -> tuple[float, float]:
     return float(found.mean()), float(found.std()) / len(found) ** 0.5
 
 
-STAGED = [row for row in TABLE if row.stage is not None]
+STAGED = [row for row in (*TABLE, *ELSEWHERE) if row.stage is not None]
 
 
 @pytest.mark.parametrize("stage", sorted({row.stage for row in STAGED}, key=lambda s: s.name), ids=lambda s: s.name)

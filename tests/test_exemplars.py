@@ -562,3 +562,20 @@ def test_rows_are_kept_as_they_came(method: Method) -> None:
     order = [int((images == image).all(dim=(1, 2, 3)).nonzero()) for image in kept["x"]]
     assert kept["y"].tolist() == [i % 2 for i in order]
     assert len(order) == len(set(order)) == (40 if method.name == "cumulative" else 30)
+
+
+@pytest.mark.parametrize(
+    "other", [methods.Replay, methods.DER, methods.AGEM, lambda: methods.GenerativeReplay(hidden=(8,))]
+)
+def test_beside_gdumb_what_needs_the_streams_rows_is_refused(other: Any) -> None:
+    for compose in (lambda: methods.GDumb(20) + other(), lambda: other() + methods.GDumb(20)):
+        with pytest.raises(ValueError, match="gdumb trains on its own rows alone"):
+            compose()
+
+
+def test_with_a_head_a_task_gdumb_keeps_a_small_tasks_share() -> None:
+    method = methods.GDumb(60)
+    learner = small(method, "task")
+    for name, rows in (("small", 24), ("large", 400), ("larger", 800)):
+        learner.learn(Task(blobs((0, 1), rows, rows), name=name))
+    assert Counter(method.store.all()["task"].tolist()) == {0: 20, 1: 20, 2: 20}

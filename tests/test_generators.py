@@ -172,7 +172,8 @@ class Spy(Method):
 
 
 def generative(generator: Any = "vae", **settings: Any) -> methods.GenerativeReplay:
-    return methods.GenerativeReplay(generator, **{"hidden": (16,), "latent": 4, "lr": 0.03, **settings})
+    small = {"hidden": (16,), "latent": 4, "lr": 0.03} if isinstance(generator, str) else {}
+    return methods.GenerativeReplay(generator, **{**small, **settings})
 
 
 def made_learner(method: Method, scenario: str = "class", **settings: Any) -> Learner:
@@ -475,11 +476,60 @@ def test_in_a_loop_of_ones_own_made_rows_come_with_their_labels() -> None:
             assert number == 0 or ys[16:].max() < 2
             out = model(xs)
             optimizer.zero_grad()
-            (F.cross_entropy(out, ys) + loop.penalty(out)).backward()
+            ((F.cross_entropy(out, ys, reduction="none") * loop.weight).mean() + loop.penalty(out)).backward()
             loop.project()
             optimizer.step()
             loop.after_step(out)
         loop.consolidate(rows)
+
+
+def test_a_loop_that_forgets_the_weights_is_stopped() -> None:
+    model = nn.Linear(12, 4)
+    loop = methods.attach(generative(), model, torch.optim.Adam(model.parameters()))
+    loop.begin()
+    xs, ys = loop.replay(torch.randn(8, 12), torch.zeros(8).long())
+    out = model(xs)
+    (F.cross_entropy(out, ys) + loop.penalty(out)).backward()
+    with pytest.raises(RuntimeError, match="weighs rows"):
+        loop.project()
+
+
+def test_what_a_loop_of_ones_own_cannot_do_is_refused() -> None:
+    model = nn.Linear(12, 4)
+    soft = methods.attach(generative(targets="soft"), model, torch.optim.Adam(model.parameters()))
+    with pytest.raises(ValueError, match="soft targets"):
+        soft.begin()
+    loop = methods.attach(generative(), model, torch.optim.Adam(model.parameters()))
+    loop.begin()
+    with pytest.raises(ValueError, match="uint8"):
+        loop.replay(torch.zeros(8, 12, dtype=torch.uint8), torch.zeros(8).long())
+
+
+def test_consolidating_again_teaches_the_generator_the_old_rows_too(monkeypatch: Any) -> None:
+    monkeypatch.setattr("perdure.methods.generative_replay.ALONE", (300, 32))
+    method = generative(hidden=(32,), lr=0.01)
+    learner = Learner(
+        models.adapt(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)), head="2", classes=[0, 1]),
+        method, scenario="class", batch_size=16,
+    )  # fmt: skip
+    for number, place in enumerate((4.0, -4.0)):
+        learner.consolidate((torch.randn(200, 12, generator=draws(number)) + place, torch.arange(200) % 2))
+    positive = (method.samples(learner, 400).mean(1) > 0).float().mean()
+    assert 0.25 < positive < 0.75
+
+
+def test_settings_of_the_built_in_generators_are_refused_beside_ones_own() -> None:
+    for setting in ({"hidden": (8,)}, {"latent": 3}, {"lr": 0.1}, {"bounded": True}):
+        with pytest.raises(ValueError, match="brings its own"):
+            methods.GenerativeReplay(nn.Identity(), **setting)
+
+
+def test_floats_between_0_and_1_may_be_bounded() -> None:
+    method = generative(bounded=True)
+    learner = made_learner(method)
+    learner.learn(Task(Rows(torch.rand(32, 12, generator=draws()), [0, 1] * 16)))
+    made = method.samples(learner, 200)
+    assert method.apprentice.network.bounded and made.min() >= 0 and made.max() <= 1
 
 
 # ---- columns back to labels ----

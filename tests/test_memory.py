@@ -182,8 +182,8 @@ def test_columns_of_a_row_stay_together_through_adding_growing_and_drawing(polic
 def test_a_large_capacity_is_not_allocated_at_once() -> None:
     memory = Reservoir(10**12)
     memory.add({"x": torch.zeros(10, 5)})
-    assert memory.bytes == 10 * 5 * 4
-    assert sum(tensor.nbytes for tensor in memory._store.values()) == 1024 * 5 * 4
+    assert memory.bytes == 10 * (5 * 4 + 1)  # a byte says whether the row is new
+    assert sum(tensor.nbytes for tensor in memory._store.values()) == 1024 * (5 * 4 + 1)
 
 
 def test_stored_rows_are_copies_without_a_graph() -> None:
@@ -222,7 +222,7 @@ def test_rows_that_do_not_fit_are_refused_and_change_nothing(columns: dict[str, 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_capacity_in_bytes_counts_every_column_and_is_never_exceeded(policy: type[Memory]) -> None:
-    row = 2 * 4 + (3 * 8 + 3 * 1) + 8 + (0 if policy is Reservoir else 16)  # x, tokens, number, key and priority
+    row = 2 * 4 + (3 * 8 + 3 * 1) + 8 + 1 + (0 if policy is Reservoir else 16)  # x, tokens, number, new, the rule's
     for capacity, size in (("1 kB", 1000), ("0.002 MB", 2000), (f"{row} B", row)):
         memory = offered(policy(capacity), [3, 100])
         assert len(memory) == size // row
@@ -254,7 +254,7 @@ def test_a_column_that_widens_is_padded_with_nan_or_zero_and_so_are_narrower_row
 @pytest.mark.parametrize("policy", POLICIES)
 def test_widening_keeps_a_byte_capacity_true_by_dropping_rows(policy: type[Memory]) -> None:
     memory = policy("800 B")
-    bookkeeping = 0 if policy is Reservoir else 16
+    bookkeeping = 1 if policy is Reservoir else 17
     memory.add({"scores": torch.ones(120, 2)}, torch.arange(120) % 2)
     assert len(memory) == 800 // (8 + bookkeeping)
     memory.add({"scores": torch.ones(1, 10)}, torch.tensor([0]))

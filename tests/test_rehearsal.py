@@ -31,6 +31,99 @@ def mlp_learner(method: Method, scenario: str = "class", **settings: Any) -> Lea
     return Learner(models.mlp(12, (8,), norm=True), method, scenario=scenario, **{"batch_size": 8, **settings})
 
 
+# ---- which rows are of the past ----
+
+
+@pytest.mark.parametrize("method", [methods.Replay, methods.DER, methods.DERpp, methods.ErACE, methods.AGEM])
+def test_rows_of_a_task_of_the_same_name_are_of_the_past_when_it_comes_back(method: type[Method]) -> None:
+    spy, keeper = Spy(), method(200)
+    learner = mlp_learner(keeper + spy, epochs=8, optimizer={"name": "adam", "lr": 0.02})
+    for labels in ((0, 1), (2, 3)):
+        learner.learn(Task(blobs(labels, 48, 1), name="shop"))
+    assert keeper.store.past == 48
+    assert method is methods.AGEM or spy.batches[-1].origin is not None
+    if method is not methods.AGEM:  # it only vetoes
+        assert learner.evaluate(Task(blobs((0, 1), 48, 1), blobs((0, 1), 48, 1), name="shop")) > 0.8
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced", "ring"])
+@pytest.mark.parametrize("scenario", ["domain", "task"])
+def test_where_labels_recur_every_policy_keeps_rows_of_every_task(scenario: str, policy: str) -> None:
+    method, spy = methods.Replay(30, policy=policy), Spy()
+    learner = mlp_learner(method + spy, scenario=scenario)
+    for number in range(3):
+        learner.learn(Task(blobs((0, 1), 60, number), name=str(number)))
+    counts = Counter(method.store.all()["task"].tolist())
+    assert set(counts) == {0, 1, 2} and min(counts.values()) >= (8 if policy == "ring" else 4)
+    replayed = [batch.task[~batch.fresh] for batch in spy.batches[16:]]
+    assert {len(task) for task in replayed} == {8, 4} and all((task < 2).all() for task in replayed)
+
+
+def test_with_a_head_a_task_a_small_task_keeps_its_share() -> None:
+    method = methods.Replay(60, policy="balanced")
+    learner = mlp_learner(method, scenario="task")
+    for name, rows in (("small", 24), ("large", 400), ("larger", 800)):
+        learner.learn(Task(blobs((0, 1), rows, rows), name=name))
+    assert Counter(method.store.all()["task"].tolist()) == {0: 20, 1: 20, 2: 20}
+
+
+def test_parts_of_a_composition_draw_rows_of_their_own() -> None:
+    one, other, twin = methods.Replay(20), methods.AGEM(20), methods.Replay(20)
+    learner = mlp_learner(one + other + twin)
+    for task in small_stream(rows=48):
+        learner.learn(task)
+    kept = [{tuple(row) for row in part.store.all()["x"].tolist()} for part in (one, other, twin)]
+    assert all(len(a & b) < 20 for a, b in ((kept[0], kept[1]), (kept[0], kept[2]), (kept[1], kept[2])))
+
+
+def test_as_many_rows_are_drawn_as_the_stream_brings_whatever_parts_before_have_added() -> None:
+    for method in (methods.Replay(40) + methods.DER(40), methods.DER(40) + methods.Replay(40)):
+        spy = Spy()
+        learner = mlp_learner(method + spy)
+        for task in small_stream(tasks=2, rows=32):
+            learner.learn(task)
+        assert [len(batch) for batch in spy.batches] == [8] * 4 + [24] * 4
+
+
+@pytest.mark.parametrize("rows", [8.0, 0, True, "8"])
+def test_rows_is_a_whole_number(rows: Any) -> None:
+    for method in (methods.Replay, methods.AGEM, methods.DER, methods.GenerativeReplay):
+        with pytest.raises(ValueError, match="whole number"):
+            method(rows=rows)
+
+
+def test_new_and_stored_rows_share_the_micro_batches() -> None:
+    """Batch norm in a part of stored rows alone would see another distribution than in the whole batch."""
+    parts: list[Batch] = []
+
+    class Parts(Spy):
+        def penalty(self, host: Host, batch: Batch, outputs: Tensor) -> float:
+            parts.append(batch)
+            return 0.0
+
+    learner = mlp_learner(methods.Replay(50) + Parts(), accumulate=2)
+    for task in small_stream(tasks=2, rows=32):
+        learner.learn(task)
+    mixed = parts[4:]
+    assert len(mixed) == 4 and all(int(part.fresh.sum()) == len(part) // 2 == 8 for part in mixed)
+
+
+def test_scores_of_micro_batches_come_back_in_the_order_of_the_rows() -> None:
+    found = []
+
+    class Scores(Spy):
+        def after_step(self, host: Host, batch: Batch, outputs: Tensor) -> None:
+            found.append((batch.x, outputs))
+
+    learner = Learner(
+        models.mlp(12, (8,)), Scores(), scenario="class", batch_size=5, accumulate=3,
+        optimizer={"name": "sgd", "lr": 1e-12},
+    )  # fmt: skip
+    learner.learn(small_stream(rows=23)[0])
+    for x, outputs in found:
+        assert torch.allclose(outputs, learner.model(x), atol=1e-5)
+
+
 # ---- LwF ----
 
 
@@ -131,7 +224,7 @@ def test_a_memory_is_never_larger_than_its_size(policy: str, capacity: int | str
     if isinstance(capacity, int):
         assert max(rows for rows, _ in sizes) == capacity
     else:
-        row = 12 * 4 + 8 + 8 + (0 if policy == "reservoir" else 16)  # x, y, task; key and priority
+        row = 12 * 4 + 8 + 8 + 1 + (0 if policy == "reservoir" else 16)  # x, y, task; new; key and priority
         assert max(held for _, held in sizes) == 600 // row * row
 
 

@@ -96,10 +96,10 @@ class Labels:
         return task, self._position[task, column]
 
     def key(self, batch: Batch) -> Tensor:
-        """The number of the rows' labels in `classes`, [n]."""
+        """The number of the rows' labels in `classes`, [n]; with a head a task, their columns: a label a task."""
         if batch.y is None:
             raise ValueError("these rows have no labels, and a class-balanced memory needs them")
-        return self._number[batch.task, batch.y]
+        return (self._table if self._separate else self._number)[batch.task, batch.y]
 
     def allowed(self, task: Tensor) -> Tensor | None:
         """Which columns rows of these tasks may answer with, bool [n, columns]; None for all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +43,7 @@ class Learner(Offers):
     optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
     schedule    "constant" | "linear" | "cosine" | "exponential", or a dict of the settings of `optim.Schedule`
     clip        largest norm of the gradient, after the method has spoken
-    accumulate  micro-batches a step, of `batch_size` rows each
+    accumulate  micro-batches a step, of `batch_size` new rows each
     precision   "fp32" | "bf16"
     validation  share of each task's train rows that is held out and graded after each epoch
     patience    epochs without a better validation grade before a task ends; the best weights come back
@@ -193,12 +192,13 @@ class Learner(Offers):
         self._tell(lambda callback: callback.after_step(self))
 
     def _backward(self, batch: Batch) -> Tensor:
-        """The gradient of the loss over the batch, in `accumulate` parts; the scores of all its rows."""
-        count = self.settings.accumulate
-        parts = [batch]
-        if count > 1:
-            size = max(math.ceil(len(batch) / count), min(2, self.settings.batch_size))
-            parts = [batch.select(index) for index in batches_of(torch.arange(len(batch), device=self.device), size)]
+        """The gradient of the loss over the batch, in `accumulate` parts; the scores of all its rows.
+
+        A part has every so many-th row: new and replayed ones alike, as batch norm in the whole batch would see them.
+        """
+        count = min(self.settings.accumulate, max(1, len(batch) // min(2, self.settings.batch_size)))
+        order = [torch.arange(first, len(batch), count, device=self.device) for first in range(count)]
+        parts = [batch] if count == 1 else [batch.select(index) for index in order]
         outputs, loss = [], torch.zeros((), device=self.device)
         for part in parts:
             with self.autocast():
@@ -212,7 +212,7 @@ class Learner(Offers):
             loss = loss + partial.detach()
         self.loss = loss
         self._finite.note(loss)
-        return outputs[0] if count == 1 else torch.cat(outputs)
+        return outputs[0] if count == 1 else torch.cat(outputs)[torch.cat(order).argsort()]
 
     def consolidate(self, rows: Any, name: str = "pretrained") -> None:
         """Importances and memory for what the model knows already, from rows of that time; nothing is trained.

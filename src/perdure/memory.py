@@ -12,7 +12,7 @@ Column = Tensor | dict[str, Tensor]  # one tensor, or named tensors of equal len
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _SMALLEST_ALLOCATION = 1024  # rows
-# A user's column is stored as "column/x" or "column/x/tokens", so it never meets "key" or "priority".
+# A user's column is stored as "column/x" or "column/x/tokens", so it never meets "key", "priority" or "new".
 _COLUMN = "column/"
 
 
@@ -20,7 +20,8 @@ class Memory:
     """Rows of named columns behind one rule; use `Reservoir`, `ClassBalanced` or `Ring`.
 
     capacity: rows (int), or bytes as in "10 MB" or "512 kB" (10**6 and 10**3), turned into rows at the first `add`:
-    bytes // bytes of one row, with every column counted, and the rule's own (key and priority, 16 bytes) too.
+    bytes // bytes of one row, with every column counted, and the memory's own too: a byte that says whether the row
+    came after the last `settle`, and of some rules key and priority, 16 bytes.
     A column is a tensor [n, ...] or a dict of them. Its width (dim 1) may grow: stored rows are then padded with 0
     (integers, booleans, and all of column "x", which a model reads) or NaN (other floats), and a byte capacity is
     worked out again; narrower rows are padded alike.
@@ -42,6 +43,8 @@ class Memory:
             raise ValueError(f"capacity is {capacity}; a memory holds at least 1 row")
         self._store: dict[str, Tensor] = {}  # each [allocated, ...]; only the first `_filled` rows mean anything
         self._filled = 0
+        self._settled = 0  # the slots that were filled at the last `settle`, and how many of them still hold what
+        self.past = 0  # they held then: rows of the past
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -56,20 +59,36 @@ class Memory:
         """Offer rows; the rule decides which stay and whom they replace. `key` int64 [n]: the class of each row."""
         batch = _flatten(columns)
         count = self._check(batch)
-        batch |= self._ranking(count, key)
+        batch |= {"new": torch.ones(count, dtype=torch.bool), **self._ranking(count, key)}
         self._fit(batch)
         rows, slots = self._choose(batch, count)
         self._write(batch, rows, slots)
         self.seen += count
 
-    def draw(self, count: int, among: Tensor | None = None) -> dict[str, Column]:
+    def settle(self) -> None:
+        """What is kept by now is the past: `draw(..., past=True)` draws among it until the next call."""
+        self._settled = self.past = self._filled
+        if "new" in self._store:
+            self._store["new"].zero_()
+
+    @property
+    def new(self) -> Tensor:
+        """The slots whose rows came after the last `settle`, int64 on the CPU, numbered as in `all`."""
+        return self._store["new"][: self._filled].nonzero()[:, 0] if self._store else torch.empty(0).long()
+
+    def draw(self, count: int, past: bool = False) -> dict[str, Column]:
         """`count` different rows, uniformly, in random order; all rows in random order when `count` exceeds them.
 
-        `among` restricts the draw to some slots, int64 on the CPU, numbered as in `all`. An empty memory gives {}.
+        `past` leaves out what came after the last `settle`. Where there is nothing to draw from, {}.
         Drawing few rows costs O(count), however many are kept.
         """
-        slots = _sample(self._filled if among is None else len(among), count, self._generator)
-        slots = slots if among is None else among[slots]
+        if past and self.past < self._settled:
+            slots = _sample(self._settled, count, self._generator, self.past, self._store["new"][: self._settled])
+        else:
+            kept = self._settled if past else self._filled
+            slots = _sample(kept, count, self._generator, kept)
+        if len(slots) == 0:
+            return {}
         return _unflatten({name: kept.index_select(0, slots.to(kept.device)) for name, kept in self._store.items()})
 
     def all(self) -> dict[str, Column]:
@@ -83,6 +102,8 @@ class Memory:
             "policy": type(self).__name__,
             "capacity": self.capacity,
             "seen": self.seen,
+            "settled": self._settled,
+            "past": self.past,
             "generator": self._generator.get_state(),
             **tensors,
         }
@@ -94,7 +115,7 @@ class Memory:
                 raise ValueError(f"the state is of a memory with {name} {state[name]!r}, but this one has {mine!r}")
         tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
         self._generator.set_state(tensors.pop("generator").cpu())
-        self.seen = int(state["seen"])
+        self.seen, self._settled, self.past = (int(state[name]) for name in ("seen", "settled", "past"))
         self._store = {name: t if name.startswith(_COLUMN) else t.cpu() for name, t in tensors.items()}
         self._filled = min((len(tensor) for tensor in tensors.values()), default=0)
 
@@ -140,11 +161,13 @@ class Memory:
             if rows < self._filled:
                 slots = self._survivors(rows)
                 layout = {name: tensor.index_select(0, slots.to(tensor.device)) for name, tensor in layout.items()}
-                self._filled = rows
+                self._filled = self._settled = rows
+                self.past = int((~layout["new"]).sum())
         self._store = {name: _padded(tensor, widths[name], name) for name, tensor in layout.items()}
 
     def _write(self, batch: dict[str, Tensor], rows: Tensor, slots: Tensor) -> None:
         needed = max(self._filled, int(slots.max()) + 1 if len(slots) else 0)
+        self.past -= int((~self._store["new"][slots[slots < self._filled]]).sum())
         for name, stored in self._store.items():
             if needed > len(stored):
                 size = min(self._limit, max(_SMALLEST_ALLOCATION, 2 * needed))
@@ -244,16 +267,25 @@ def _best(key: Tensor, priority: Tensor, rows: int) -> Tensor:
     return by_priority[rank.argsort(stable=True)[:rows]]
 
 
-def _sample(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different numbers below `total` (all of them if fewer), every ordered choice equally likely."""
-    if 4 * count > total:
-        return torch.randperm(total, generator=generator)[:count]
-    # A stream of independent draws without its repetitions is a uniform ordered sample; cut it once it is long enough.
+def _sample(total: int, count: int, generator: torch.Generator, free: int, barred: Tensor | None = None) -> Tensor:
+    """`count` different numbers below `total`, every ordered choice equally likely; all of them where there are fewer.
+
+    `barred`, bool [total], leaves some out; `free` are left.
+    """
+    if 4 * count > free or 8 * free < total:
+        numbers = torch.arange(total) if barred is None else (~barred).nonzero()[:, 0]
+        return numbers[torch.randperm(len(numbers), generator=generator)[:count]]
+    # A stream of independent draws without repetitions and barred numbers is a uniform ordered sample of the others;
+    # cut it once it is long enough.
     drawn = torch.empty(0, dtype=torch.int64)
     while True:
-        drawn = torch.cat([drawn, torch.randint(total, (count + count // 4 + 16,), generator=generator)])
+        more = count * total // free + count // 4 + 16
+        drawn = torch.cat([drawn, torch.randint(total, (more,), generator=generator)])
         ordered, position = drawn.sort(stable=True)
-        distinct = position[_run_starts(ordered)].sort().values
+        wanted = _run_starts(ordered)
+        if barred is not None:
+            wanted &= ~barred[ordered]
+        distinct = position[wanted].sort().values
         if len(distinct) >= count:
             return drawn[distinct[:count]]
 

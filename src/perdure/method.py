@@ -185,7 +185,12 @@ class Method:
     upper_bound: ClassVar[bool] = False
     witness: ClassVar[bool] = False  # traces the training: first in `project`, last in `after_step`
     takes_steps = True  # learns by steps of the optimizer; a part that acts in them is refused beside one that does not
+    needs_stream: ClassVar[bool] = False  # keeps or models the stream's rows, as they come in batches
+    hides_stream: ClassVar[bool] = (
+        False  # trains on stored rows alone: a part that needs the stream is refused beside it
+    )
     weighs: ClassVar[bool] = False  # gives rows weights, which a loop that is not ours has to multiply by
+    position = 0  # of the part in a composition: for a seed of its own
     owned = False  # set on the instance once a host has it: memories must not be shared
 
     # Shared hooks: in a composition every part speaks, in order.
@@ -287,6 +292,8 @@ class Compose(Method):
     parts: list[Method]
 
     def __post_init__(self) -> None:
+        for position, part in enumerate(self.parts):
+            part.position = position
         for hook in EXCLUSIVE:
             owners = [part.name for part in self.parts if overrides(part, hook)]
             if len(owners) > 1:
@@ -295,6 +302,12 @@ class Compose(Method):
             for part in self.parts:
                 if part is not still and any(overrides(part, hook) for hook in IN_TRAINING):
                     raise ValueError(f"{still.name} trains nothing, so {part.name} could do nothing: use one of them")
+        for hides in (part for part in self.parts if part.hides_stream):
+            for part in self.parts:
+                if part.needs_stream:
+                    raise ValueError(
+                        f"{hides.name} trains on its own rows alone, so {part.name} would see none: use one of them"
+                    )
 
     @property
     def name(self) -> str:  # type: ignore[override]

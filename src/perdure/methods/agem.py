@@ -41,7 +41,7 @@ class AGEM(Rehearsal):
 
     def project(self, host: Host, batch: Batch) -> None:
         """Takes out of the gradient what goes against the reference."""
-        past = self.draw(host, self.rows or len(self.offered or batch))
+        past = self.draw(host, self.count(batch))
         live = [p for p in host.params().values() if p.grad is not None]
         if past is None or not live:
             return

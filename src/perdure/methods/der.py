@@ -62,7 +62,7 @@ class DER(Rehearsal):
         """Appends stored rows for their scores."""
         batch = super().replay(host, batch)
         self.part = 0
-        count, part = self.rows or len(batch), 1 if batch.origin is None else int(batch.origin.max()) + 1
+        count, part = self.count(batch), 1 if batch.origin is None else int(batch.origin.max()) + 1
         taught = self.draw(host, count, part)
         if taught is None:
             return batch
@@ -91,10 +91,10 @@ class DER(Rehearsal):
         """Notes what the model says of the task's stored rows, now that it has learnt them."""
         super().end(host, task)
         kept = self.store.all()
-        number, scores = kept.get("task"), kept.get("scores")
-        if not isinstance(number, Tensor) or not isinstance(scores, Tensor):
+        scores = kept.get("scores")
+        if not isinstance(scores, Tensor):
             return
-        for slots in chunks((number == host.number).nonzero()[:, 0], 1024):
+        for slots in chunks(self.store.new, 1024):
             rows = Batch.past({name: _at(kept[name], slots) for name in BASIC}, 0)
             found = self._scores(host, rows).to(scores.device)
             scores[slots.to(scores.device), : found.shape[1]] = found

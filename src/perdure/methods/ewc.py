@@ -27,6 +27,9 @@ class EWC(RowQuadratic):
     anchor="mean"    the sum of all tasks' quadratics, exactly, as one about their precision-weighted mean (Huszar 2018)
     anchor="each"    the same sum with every task kept apart: memory grows with the tasks; the oracle of "mean"
 
+    With `normalise` (not in the papers) each task's F is divided by its mean and the sum by the number of tasks, so
+    that one scale of strengths serves all data, and every Fisher.
+
     fisher="exact" sums over all answers (a backward each), "sampled" draws one from the model, "empirical" takes the
     label. Use it where no old row may be kept and the task is revealed; in class-incremental learning it forgets like
     fine-tuning.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from perdure.data import Task, chunks
 from perdure.memory import ClassBalanced, Memory
 from perdure.method import Host, Method, Trainer, memory
+from perdure.seeds import seeded
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class GDumb(Method):
     paper: ClassVar[str] = "Prabhu et al. 2020 (ECCV)"
     cost: ClassVar[str] = "a step; `capacity` rows; a copy of the weights"
     objectives: ClassVar[tuple[str, ...]] = ("classification",)
+    hides_stream: ClassVar[bool] = True
 
     capacity: int | str = 2000
     store: Memory = memory(lambda: ClassBalanced(1))
@@ -47,7 +49,7 @@ class GDumb(Method):
     def begin(self, host: Host, task: Task | None) -> None:
         """Notes the weights, to tell what the model grows."""
         if self.store.seen == 0:
-            self.store = ClassBalanced(self.capacity, host.seed)
+            self.store = ClassBalanced(self.capacity, seeded(host.seed, "memory", self.name, self.position))
         self.before = {name: tensor.detach().clone() for name, tensor in host.model.state_dict().items()}
         self.start = self.start or dict(self.before)
         self.restarted = False

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from perdure.answers import convert
 from perdure.data import Batch, Columns, Task
 from perdure.method import Host, Method, memory
+from perdure.methods.rehearsal import whole_number
 from perdure.models import evaluating
 from perdure.models.generators import GENERATORS, Apprentice, sample
 from perdure.seeds import seeded
@@ -34,8 +35,11 @@ class GenerativeReplay(Method):
     In scenario "task" each made row is asked of an earlier task at random.
 
     generator="vae" is van de Ven's, "gan" Shin's Wasserstein GAN; both have perceptrons with layers `hidden`. uint8
-    rows are images in [0, 1], float rows are Gaussian. Any module with `loss(x)` and `sample(n)` serves, see
-    `models.Generator`. Memory: four copies of the generator (two are moments) and one of the model, however many tasks.
+    rows are images in [0, 1], float rows are Gaussian, or with bounded=True in [0, 1], too. In a loop of your own, give
+    `replay` rows as the model takes them, and multiply by `memory.weight`. Any module with `loss(x)` and `sample(n)`
+    serves, see `models.Generator`.
+
+    Memory: four copies of the generator (two are moments) and one of the model, however many tasks.
 
     Use it where old rows may not be kept and inputs are simple (digits, tables). On natural images it falls behind
     replay of a few hundred stored rows.
@@ -46,6 +50,8 @@ class GenerativeReplay(Method):
     paper: ClassVar[str] = "Shin et al. 2017, arXiv:1705.08690; VAE: van de Ven et al. 2020"
     cost: ClassVar[str] = "a step on twice the rows, and one of the generator; copies of both networks"
     objectives: ClassVar[tuple[str, ...]] = ("classification",)
+    needs_stream: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
 
     generator: Literal["vae", "gan"] | Any = "vae"
     targets: Literal["hard", "soft"] = "hard"
@@ -53,6 +59,7 @@ class GenerativeReplay(Method):
     hidden: Sequence[int] | None = None
     latent: int = 100
     lr: float | None = None
+    bounded: bool | None = None
     learnt: Tensor = memory(lambda: torch.zeros(0, dtype=torch.long))  # numbers of the tasks learnt, in order
     solver: dict[str, Tensor] = memory(dict)
     columns: int | None = memory(int)
@@ -60,13 +67,14 @@ class GenerativeReplay(Method):
 
     def __post_init__(self) -> None:
         one_of("targets", self.targets, ("hard", "soft"))
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; make at least one row a batch, or None for as many as are new")
+        whole_number("rows", self.rows)
         if min(self.latent, *(self.hidden or (1,))) < 1 or not (self.lr is None or self.lr > 0):
             raise ValueError(f"hidden is {self.hidden}, latent {self.latent}, lr {self.lr}; numbers must be above 0")
         own = self.generator if isinstance(self.generator, nn.Module) else None
         if own is None:
             one_of("generator", self.generator, GENERATORS)
+        elif (self.hidden, self.latent, self.lr, self.bounded) != (None, 100, None, None):
+            raise ValueError("hidden, latent, lr and bounded are of the built-in generators; yours brings its own")
         self.apprentice = Apprentice(own)
         self.lesson: tuple[Tensor, Tensor | None] | None = None
 
@@ -77,6 +85,8 @@ class GenerativeReplay(Method):
 
     def begin(self, host: Host, task: Task | None) -> None:
         """Copies generator and model as they are, if they have learnt a task."""
+        if task is None and self.targets == "soft":
+            raise ValueError('soft targets cannot reach the loss of a loop of your own: use targets="hard" there')
         if len(self.learnt):
             self.apprentice.graduate()
             tensors = {**dict(host.model.named_parameters()), **dict(host.model.named_buffers())}
@@ -88,6 +98,8 @@ class GenerativeReplay(Method):
         fresh = batch.fresh
         new = _rows(batch.x if batch.origin is None else batch.select(fresh).x)
         self.lesson = (new, None) if len(new) else None
+        if host.clock.taken == 0 and new.dtype == torch.uint8 and _rows(host.ready(batch).x).dtype == torch.uint8:
+            raise ValueError("generative replay cannot tell how your loop converts uint8: give `replay` converted rows")
         if self.apprentice.scholar is None or not len(new):
             return batch
         made = self._made(host, self.rows or len(new), new)
@@ -112,7 +124,8 @@ class GenerativeReplay(Method):
             chance = host.generator(CHANCE, "cpu")
             for _ in range(ALONE[0]):
                 index = torch.randint(len(task.train), (ALONE[1],), generator=chance)
-                self._teach(host, _rows(host.read(task.train, index).x), None)
+                new = _rows(host.read(task.train, index).x)
+                self._teach(host, new, None if self.apprentice.scholar is None else self._sampled(host, len(new), new))
         self.apprentice.check()
         self.learnt = torch.cat([self.learnt.to(host.device), torch.tensor([host.number], device=host.device)])
 
@@ -124,7 +137,8 @@ class GenerativeReplay(Method):
 
     def _teach(self, host: Host, new: Tensor, made: Tensor | None) -> None:
         if self.apprentice.network is None:
-            settings = {"hidden": self.hidden and list(self.hidden), "latent": self.latent, "lr": self.lr}
+            settings = {name: getattr(self, name) for name in ("latent", "lr", "bounded")}
+            settings["hidden"] = self.hidden and list(self.hidden)
             self.apprentice.make(self.generator, new, settings, seeded(host.seed, CHANCE))
         lesson = [(1.0, _rows(convert(new, host.device)))]
         if made is not None:
@@ -132,13 +146,16 @@ class GenerativeReplay(Method):
         self.apprentice.step(lesson, host.generator(CHANCE))
         host.spend(0, other=sum(len(x) for _, x in lesson) * self.apprentice.work[0])
 
+    def _sampled(self, host: Host, count: int, like: Tensor) -> Tensor:
+        """Rows of the scholar's, raw."""
+        assert self.apprentice.scholar is not None
+        x = sample(self.apprentice.scholar, count, host.generator(CHANCE)).view(count, *like.shape[1:])
+        return (x * 255).round().clamp(0, 255).to(like.dtype) if like.dtype == torch.uint8 else x.to(like.dtype)
+
     @torch.no_grad()
     def _made(self, host: Host, count: int, like: Tensor) -> Batch:
         """Rows of the scholar's, raw, with what its model says of them."""
-        draws = host.generator(CHANCE)
-        assert self.apprentice.scholar is not None
-        x = sample(self.apprentice.scholar, count, draws).view(count, *like.shape[1:])
-        x = (x * 255).round().clamp(0, 255).to(like.dtype) if like.dtype == torch.uint8 else x.to(like.dtype)
+        draws, x = host.generator(CHANCE), self._sampled(host, count, like)
         task = self.learnt[torch.randint(len(self.learnt), (count,), generator=draws, device=host.device)]
         made = Batch(x=x, y=None, task=task)
         asked = host.ready(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,17 @@ from torch import Tensor
 from perdure.data import Batch, Task, chunks
 from perdure.memory import ClassBalanced, Column, Memory, Reservoir, Ring
 from perdure.method import Host, Method, memory
+from perdure.seeds import seeded
 from perdure.spelling import one_of
 
 POLICIES: dict[str, type[Memory]] = {"reservoir": Reservoir, "balanced": ClassBalanced, "ring": Ring}
 BASIC = ("x", "y", "task")
+
+
+def whole_number(name: str, value: int | None) -> None:
+    """Raises ValueError unless it is None or a whole number above 0."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value!r}; it is a whole number, at least 1, or None for as many as are new")
 
 
 @dataclass(eq=False)
@@ -24,6 +31,8 @@ class Keeper(Method):
     A subclass says by which rule rows stay (`empty`), what is kept of them (`columns`), and what they are for. If it
     overrides `begin`, `replay`, `after_step` or `end`, it calls this class's.
     """
+
+    needs_stream: ClassVar[bool] = True
 
     capacity: int | str = 2000
     store: Memory = memory(lambda: Reservoir(1))
@@ -52,9 +61,10 @@ class Keeper(Method):
         return {"x": batch.x, "y": batch.y, "task": torch.full((len(batch),), host.number)}
 
     def begin(self, host: Host, task: Task | None) -> None:
-        """The first task of all: draw from the host's seed."""
+        """What is kept is the past now. The first task of all: draw from a seed of one's own."""
         if self.store.seen == 0:
-            self.store = self.empty(host.seed)
+            self.store = self.empty(seeded(host.seed, "memory", self.name, self.position))
+        self.store.settle()
 
     def replay(self, host: Host, batch: Batch) -> Batch:
         """Notes the stream's rows, while they are raw."""
@@ -74,22 +84,22 @@ class Keeper(Method):
                 self._offer(host, host.read(task.train, index), None)
 
     def draw(self, host: Host, count: int, origin: int = 1) -> Batch | None:
-        """`count` different stored rows of earlier tasks, raw, on the host's device; None where there are none."""
-        slots = self.slots(host)
-        if len(slots) == 0:
+        """`count` different stored rows of the past, raw, on the host's device; None where there are none."""
+        drawn = self.recall(count)
+        if not drawn:
             return None
-        drawn = self.store.draw(count, slots)
         past = Batch.past(drawn, origin)
         past.extra = {name: c for name, c in drawn.items() if name not in BASIC and isinstance(c, Tensor)}
         return past.to(host.device)
 
-    def slots(self, host: Host) -> Tensor:
-        """The places in the store that `draw` chooses among: not those of the open task, which is in its batches."""
-        task = self.store.all().get("task")
-        return (task.cpu() != host.number).nonzero()[:, 0] if isinstance(task, Tensor) else torch.empty(0).long()
+    def recall(self, count: int) -> dict[str, Column]:
+        """Stored rows of the past: not those of the open task, which is in its batches."""
+        return self.store.draw(count, past=True)
 
     def _offer(self, host: Host, batch: Batch, outputs: Tensor | None) -> None:
         key = host.balance_key(batch) if isinstance(self.store, ClassBalanced) else None
+        if key is not None and isinstance(self.store, Ring):  # else the open task's rows, the newest, push out all
+            key = key + (host.number << 32)
         self.store.add(self.columns(host, batch, outputs), key)
 
 
@@ -98,7 +108,7 @@ class Rehearsal(Keeper):
     """A Keeper that draws `rows` stored rows a step, by default as many as are new, and lets its user choose the rule.
 
     policy="reservoir" keeps a uniform sample of all rows seen (Vitter 1985), "balanced" as many rows of each class,
-    "ring" the newest rows of each class.
+    "ring" the newest rows of each class of each task.
     """
 
     rows: int | None = None
@@ -106,16 +116,19 @@ class Rehearsal(Keeper):
 
     def __post_init__(self) -> None:
         one_of("policy", self.policy, POLICIES)
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; draw at least one row a batch, or None for as many as are new")
+        whole_number("rows", self.rows)
         super().__post_init__()
 
     def empty(self, seed: int) -> Memory:
         """By the policy."""
         return POLICIES[self.policy](self.capacity, seed)
 
+    def count(self, batch: Batch) -> int:
+        """How many stored rows go with a batch: as many as are new, unless `rows` says otherwise."""
+        return self.rows or len(self.offered or batch)
+
     def joined(self, host: Host, batch: Batch) -> Batch:
         """The batch with stored rows of earlier tasks appended, their origin a part of their own."""
         part = 1 if batch.origin is None else int(batch.origin.max()) + 1
-        past = self.draw(host, self.rows or len(batch), part)
+        past = self.draw(host, self.count(batch), part)
         return batch if past is None else Batch.cat([batch, past])

@@ -17,7 +17,7 @@ class Replay(Rehearsal):
     Each batch of n rows is joined by `rows` stored ones of earlier tasks (default n), all weighted alike. Rows are
     stored raw, offered once each (in a task's first epoch), and augmented when drawn. policy="reservoir" keeps a
     uniform sample of all rows seen (Vitter 1985), "balanced" as many rows of each class, "ring" the newest rows of each
-    class. `capacity` is a number of rows or "10 MB".
+    class of each task. `capacity` is a number of rows or "10 MB".
 
     The best place to start wherever old rows may be kept.
     """

@@ -27,6 +27,9 @@ class SI(Quadratic):
     loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, summed over the tasks (the paper's c is strength / 2)
     Omega_i = max(0, omega_i) / (Delta_i^2 + xi), omega_i = - sum over the task's steps of g_i * dtheta_i
 
+    With `normalise` (the paper has none of it) each task's Omega is divided by its mean, and the sum by the number of
+    tasks. With early stopping Delta ends at the best weights, which come back, and omega with the last step.
+
     where g is the step's gradient of the loss, without the pull and before any other part edits it, dtheta what the
     weight moved in that step, Delta in the whole task. The sum of omega is, to first order, the drop of the loss along
     the way that the weights really went: dtheta is the whole step, after clipping, the optimizer's own scaling, every
