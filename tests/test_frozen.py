@@ -16,6 +16,7 @@ from perdure import Learner, Rows, Task, methods, models
 from perdure.method import Host, Method
 from perdure.methods.frozen import CHUNK, Frozen
 from perdure.methods.ranpac import RIDGES
+from perdure.methods.sums import SQUARES
 
 KINDS: dict[str, Any] = {
     "ncm": methods.NCM,
@@ -90,9 +91,11 @@ def test_ncm_says_the_class_whose_mean_is_nearest(scenario: str) -> None:
     with torch.no_grad():
         learner.model.eval()
         scores = method.predict(learner, task.test.read(torch.arange(40)), None).numpy()
-    np.testing.assert_allclose(
-        scores - scores.mean(1, keepdims=True), halved - halved.mean(1, keepdims=True), atol=1e-4
-    )
+    for group in (group.tolist() for group in learner.column_groups(learner.width)):
+        assert (scores[:, group].max(1) == 0).all()
+        np.testing.assert_allclose(
+            scores[:, group], halved[:, group] - halved[:, group].max(1, keepdims=True), atol=1e-4
+        )
     home, labels = learner.labels.answers("two" if scenario != "class" else None)
     nearest = [labels[place] for place in halved[:, home].argmax(1)]
     assert learner.predict(task.test.read(torch.arange(40)), task if scenario != "class" else None).tolist() == nearest
@@ -176,6 +179,31 @@ def test_a_ridge_that_float64_cannot_solve_with_is_raised_until_it_can() -> None
     np.testing.assert_allclose(answers, np.eye(2)[task.train.labels], atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [0.03, 1.0, 30.0])
+@pytest.mark.parametrize("counts", [[1] * 10, [2] * 10, [6, 1]])
+def test_where_few_rows_can_judge_a_ridge_it_is_a_tenth_of_a_rows_squared_length(
+    counts: list[int], size: float
+) -> None:
+    grades = []
+    for seed in range(8):
+        rows = [blobs((label,), count, 100 * seed + label) for label, count in enumerate(counts)]
+        x = size * torch.cat([part.read(torch.arange(len(part))) for part in rows])
+        test = blobs(tuple(range(len(counts))), 200, 7)
+        task = Task(
+            Rows(x, [label for part in rows for label in part.labels]),
+            Rows(size * test.read(torch.arange(200)), test.labels),
+        )
+        method = methods.RanPAC(projection=100)
+        learner = Learner(models.mlp(12, ()), method, scenario="class", seed=seed)  # its features are the inputs
+        learner.learn(task)
+        held = int(method.sums["held_count"].sum())
+        if min(held, len(x) - held) < 2 * len(counts):
+            h = projected(method, x.double().numpy())
+            assert method.chosen() == pytest.approx((h**2).sum() / len(x) / 10, rel=1e-6)
+        grades.append(learner.evaluate(task))
+    assert sum(grades) / 8 > 0.93  # with the largest ridge of all: 0.77 of the first
+
+
 def test_the_projection_is_normal_with_variance_one_over_the_features() -> None:
     method = methods.RanPAC(projection=400, ridge=1.0)
     frozen_learner(method).learn(stream()[0])
@@ -205,7 +233,7 @@ def test_sums_are_whole_numbers_of_steps_added_without_rounding(make: Any) -> No
 def in_order_of_labels(learner: Learner, method: Any) -> dict[str, Tensor]:
     """The sums with the columns of the labels in ascending order."""
     order = torch.tensor([learner.classes.index(label) for label in sorted(learner.classes)])
-    by_column = ("count", "sum", "held_sum")
+    by_column = ("count", "sum", "held_count", "held_sum")
     return {name: part[order] if name in by_column else part for name, part in method.sums.items()}
 
 
@@ -252,6 +280,86 @@ def test_merged_sums_are_bit_for_bit_those_of_one(make: Any) -> None:
     assert differences(whole.state(), empty.state()) == []
     halves[1].merge(make())
     assert differences(other, halves[1].sums) == []
+
+
+def half(labels: tuple[int, ...], seed: int) -> Task:
+    return Task(blobs(labels, 60, seed), blobs(labels, 60, seed + 50), name=f"of {sorted(labels)}", classes=labels)
+
+
+@every_kind
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_columns_are_merged_by_what_they_stand_for(make: Any, scenario: str) -> None:
+    tasks = [half((0, 1), 1), half((2, 3), 2)]
+    one, first, second = make(), make(), make()
+    whole = learnt(one, scenario, tasks)
+    merged = learnt(first, scenario, tasks[::-1])
+    again = [half((1, 0), 3), half((3, 2), 4)]
+    for task in again:
+        whole.learn(task)
+    learnt(second, scenario, again)  # tasks and labels in another order than in `first`
+    first.merge(second)
+    assert merged.evaluate(tasks) == whole.evaluate(tasks) and min(whole.evaluate(tasks)) > 0.9
+    both = {repr(meaning): [part[place] for name, part in first.sums.items() if name not in SQUARES]
+            for place, meaning in enumerate(first.meanings)}  # fmt: skip
+    for place, meaning in enumerate(one.meanings):
+        expected = [part[place] for name, part in one.sums.items() if name not in SQUARES]
+        assert all(torch.equal(a, b) for a, b in zip(expected, both[repr(meaning)], strict=True))
+    assert all(torch.equal(part, first.sums[name]) for name, part in one.sums.items() if name in SQUARES)
+
+
+@every_kind
+def test_processes_of_different_labels_are_merged_to_one_that_knows_all(make: Any, tmp_path: Any) -> None:
+    tasks = [half((0, 1), 1), half((2, 3), 2)]
+    whole, parts = learnt(make(), "class", tasks), [make(), make()]
+    learners = [frozen_learner(part) for part in parts]
+    for learner, task in zip(learners, tasks, strict=True):
+        learner.open_ahead(tasks)
+        learner.learn(task)
+    learners[0].save(tmp_path / "one")
+    learners[0] = Learner.load(tmp_path / "one")
+    learners[0].method.merge(parts[1])
+    assert learners[0].method.meanings == whole.method.meanings == [0, 1, 2, 3]
+    assert differences(whole.method.sums, learners[0].method.sums) == []
+    x = tasks[1].test.read(torch.arange(60))
+    assert torch.equal(whole.predict_proba(x), learners[0].predict_proba(x))
+    assert min(learners[0].evaluate(tasks)) > 0.9
+
+
+@every_kind
+def test_a_label_that_was_merged_is_answered_once_its_learner_knows_it(make: Any) -> None:
+    tasks = [half((0, 1), 1), half((2, 3), 2), half((5, 3, 4), 3)]
+    first, second = make(), make()
+    learner = learnt(first, tasks=tasks[:1])
+    learnt(second, tasks=tasks[1:2])
+    first.merge(second)
+    assert first.meanings == [0, 1, 2, 3]
+    x = tasks[1].test.read(torch.arange(60))
+    assert set(learner.predict(x).tolist()) <= {0, 1} and learner.predict_proba(x).shape == (60, 2)
+    learner.learn(tasks[2])  # label 5 has column 2, where the sums have label 2
+    assert (learner.classes, first.meanings) == ([0, 1, 5, 3, 4], [0, 1, 2, 3, 5, 4])
+    assert learner.evaluate(tasks[0]) > 0.9 and learner.evaluate(tasks[2]) > 0.9
+    of_3 = torch.tensor(tasks[1].test.labels) == 3
+    assert (learner.predict(x)[of_3] == 3).double().mean() > 0.9
+
+
+def test_what_stands_for_something_else_in_every_learner_is_not_merged() -> None:
+    kinds = {name: methods.NCM() for name in ("domain", "other order", "class", "task")}
+    learnt(kinds["domain"], "domain", [half((0, 1), 1)])
+    learnt(kinds["other order"], "domain", [half((1, 0), 2)])
+    for scenario in ("class", "task"):
+        learnt(kinds[scenario], scenario, [half((0, 1), 1)])
+    before = kinds["domain"].state()
+    with pytest.raises(ValueError, match=r"order, by column \[{'of \[0, 1\]': 0}, .* and \[{'of \[0, 1\]': 1}"):
+        kinds["domain"].merge(kinds["other order"])
+    for one, other in (("domain", "class"), ("class", "task"), ("task", "domain")):
+        with pytest.raises(ValueError, match="merge what learners of one scenario have counted"):
+            kinds[one].merge(kinds[other])
+    assert differences(before, kinds["domain"].state()) == []
+    shared, whole = methods.NCM(), methods.NCM()
+    learnt(shared, "domain", [half((4, 3, 2), 5)])
+    learnt(whole, "domain", [half((0, 1), 1), half((4, 3, 2), 5)])
+    kinds["domain"].merge(shared)
+    assert differences(whole.state(), kinds["domain"].state()) == []
 
 
 def test_row_by_row_in_processes_of_their_own_is_the_same_too() -> None:
@@ -464,6 +572,32 @@ def test_a_label_without_rows_is_never_answered_and_its_score_is_finite(make: An
     assert learner.evaluate(ahead) > 0.5
 
 
+@pytest.mark.parametrize("name", ["ncm", "slda"])
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_what_all_columns_have_in_common_costs_no_answer(name: str, scenario: str) -> None:
+    """Scores are about 5e7 here, of which float32 keeps steps of 4."""
+
+    def far(labels: tuple[int, ...], seed: int) -> Rows:
+        rows = blobs(labels, 200, seed)
+        return Rows(rows.read(torch.arange(200)) + 10_000 * torch.eye(12)[0], rows.labels)
+
+    tasks = [Task(far(labels, 1), far(labels, 2), name=str(labels)) for labels in ((0, 1), (2, 3))]
+    tasks.append(Task(blobs((4, 5), 200, 1), blobs((4, 5), 200, 2), name="near"))
+    learner = Learner(models.mlp(12, ()), KINDS[name](), scenario=scenario)  # its features are the inputs
+    for task in tasks:
+        learner.learn(task)
+    assert min(learner.evaluate(tasks)) > 0.98
+    weights, bias = learner.method.classifier()
+    learner.model.eval()
+    for number, task in enumerate(tasks):
+        x = task.test.read(torch.arange(200))
+        exact = x.flatten(1).double() @ weights.T + bias
+        scores = learner.method.predict(learner, x, number)
+        for group in learner.column_groups(6):
+            expected = exact[:, group] - exact[:, group].amax(1, keepdim=True)
+            torch.testing.assert_close(scores[:, group].double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_in_scenario_domain_later_tasks_add_to_the_same_columns_and_in_task_to_their_own() -> None:
     for scenario, counts in (("domain", [31 + 66, 30 + 67, 67]), ("task", [31, 30, 66, 67, 67])):
         method = methods.NCM()
@@ -486,14 +620,36 @@ def test_one_solve_serves_until_rows_are_added(monkeypatch: pytest.MonkeyPatch) 
     method.load_state(method.state())
     learner.evaluate(stream()[0])
     assert len(solved) == 2  # the same sums
-    method.load_state({"sums": {name: part.clone() for name, part in method.sums.items()}})
+    method.load_state(method.state() | {"sums": {name: part.clone() for name, part in method.sums.items()}})
     learner.evaluate(stream()[0])
     assert len(solved) == 3
 
 
-def test_the_pass_is_counted_as_the_rows_that_went_through_the_network() -> None:
-    learner = learnt(methods.SLDA(), tasks=[small_stream(rows=300)[0]])
-    assert learner.cost.multiply_adds == 3 * CHUNK * (12 * 16 + 16 * 2)
+COSTS = {
+    # a row's products (projection, the sums of rows and of products), and solving; d = 16 features, 2 columns
+    "ncm": (2 * 16, 0),
+    "slda": (2 * 16 + 16**2, 16**3 // 3 + 2 * 16**2 + 2 * 16),
+    "ranpac-fixed": (16 * 24 + 2 * 24 + 24**2, 24**3 // 3 + 2 * 24**2),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_the_pass_and_the_solution_are_counted_as_the_products_that_they_are(name: str) -> None:
+    learner = learnt(KINDS[name](), tasks=[small_stream(rows=300)[0]])
+    a_row, solving = COSTS[name]
+    forward = 3 * CHUNK * (12 * 16 + 16 * 2)
+    assert learner.cost.multiply_adds == pytest.approx(forward + 300 * a_row + solving, abs=16**2 * 2)
+
+
+def test_every_ridge_that_is_tried_is_counted() -> None:
+    costs = []
+    for ridge in (None, 0.1):
+        method = methods.RanPAC(projection=24, ridge=ridge)
+        costs.append(learnt(method, tasks=[small_stream(rows=300)[0]]).cost.multiply_adds)
+        costs[-1] -= learnt(methods.NCM(), tasks=[small_stream(rows=300)[0]]).cost.multiply_adds
+    solve = 24**3 // 3 + 2 * 24**2
+    held_apart = 2 * 300 * 24  # their sums
+    assert len(RIDGES) * solve < costs[0] - costs[1] - held_apart < 2 * len(RIDGES) * solve
 
 
 # ---- broken off ----

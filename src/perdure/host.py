@@ -246,6 +246,11 @@ class Attached(HostBase):
             columns = torch.arange(width, device=self.device).expand(len(batch), -1)
         return replace(batch, columns=columns)
 
+    @property
+    def meanings(self) -> list[Any]:
+        """A column is its label."""
+        return list(range(self._columns or 0))
+
     def labelled(self, batch: Batch, column: Tensor) -> Batch:
         """A column is its label."""
         return replace(batch, y=column)

@@ -118,6 +118,18 @@ class Labels:
         same = {tuple(classes) for classes in self.tasks.values()}
         return list(range(self.columns)), list(same.pop()) if len(same) == 1 else list(range(self.columns))
 
+    def meanings(self) -> list[Any]:
+        """What each column stands for, in words that another learner would use: its label; with a head a task
+        [task, label]; in scenario "domain" {task: label}.
+        """
+        if self.scenario == "class" or (self.scenario == "task" and self.heads == "shared"):
+            return list(self.classes)
+        found: list[dict[str, Label]] = [{} for _ in range(self.columns)]
+        for (name, classes), home in zip(self.tasks.items(), self._column_of, strict=True):
+            for label, column in zip(classes, home, strict=True):
+                found[column][name] = label
+        return [list(*one.items()) for one in found] if self._separate else found
+
     def groups(self, columns: int) -> list[Tensor]:
         """The first `columns` columns as sets that answer together."""
         if not self._separate:

@@ -96,6 +96,10 @@ class Host(Protocol):
     def columns(self) -> int | None:
         """How many columns of scores the model knows; None where that is its owner's affair."""
 
+    @property
+    def meanings(self) -> list[Any]:
+        """What each column stands for, in words that are the same for every host that knows the labels."""
+
     def labelled(self, batch: Batch, column: Tensor) -> Batch:
         """The batch with the labels that columns of the scores stand for, [n]: of the rows' own tasks where tasks are
         revealed, else of the first task that has such a column. The inverse of `ready`.

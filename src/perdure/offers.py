@@ -37,6 +37,11 @@ class Offers(HostBase):
         """How many columns the model's scores have, those opened ahead included."""
         return self.labels.columns
 
+    @property
+    def meanings(self) -> list[Any]:
+        """What each column stands for."""
+        return self.labels.meanings()
+
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open task, on the device, their inputs still raw."""
         x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))

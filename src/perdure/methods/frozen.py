@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from perdure.batch import Columns, chunks, column_length, column_list, column_map
 from perdure.data import Rows, Task
 from perdure.method import Host, Method, Trainer, memory
-from perdure.methods.sums import Sums, plus
+from perdure.methods.sums import Sums, aligned, placed, plus
 from perdure.models import evaluating
+from perdure.structure import Work
 
 CHUNK = 128
 SIZE_IN_STEPS = 16
@@ -31,6 +32,7 @@ class Frozen(Method):
     the sums of their products, are whole numbers of steps, which float64 adds without rounding until a sum of squares
     passes 2^(53 - 2 bits) (at 12 bits 5e8: a million rows of size 20; beyond that to 1e-16 a row). Rows go through the
     network `CHUNK` at a time, the last chunk filled up, so that a row's features do not depend on its neighbours.
+    Columns go by what they stand for, not by their numbers, so that processes may open labels in different orders.
     `merge` adds the sums of another process, bit for bit those of one.
 
     `warm_start` learns the first task by plain gradient descent before the body is frozen, as the papers do that begin
@@ -47,6 +49,7 @@ class Frozen(Method):
     bits: int = 12
     warm_start: bool = False
     sums: Sums = memory(dict)
+    meanings: list[Any] = memory(list)  # of the sums' columns, in the host's words
 
     def __post_init__(self) -> None:
         if not 0 <= self.bits <= 40:
@@ -70,7 +73,7 @@ class Frozen(Method):
     def added(self, seen: Tensor, member: Tensor) -> Sums:
         """What rows add: `seen` [n, k], `member` [n, columns] with a 1 in each row's column.
 
-        "count" [columns] and "sum" [columns, k], at least.
+        "count" [columns] and "sum" [columns, k], at least; all but `sums.SQUARES` have a row a column.
         """
         return {"count": member.sum(0), "sum": member.T @ seen}
 
@@ -104,27 +107,46 @@ class Frozen(Method):
 
     def end(self, host: Host, task: Task) -> None:
         """Counts the task's rows, whether it was learnt or is consolidated, by the weights that it ends with."""
-        self.sums = plus(self.sums, self._pass(host, task.train))
-        self._solved()
+        meanings, places = aligned(self.meanings, host.meanings[: host.columns])
+        self.sums = plus(self.sums, self._pass(host, task.train, places, len(meanings)))
+        self.meanings = meanings
+        with Work() as work:
+            self._solved()
+        host.spend(0, other=work.multiply_adds)
 
     @torch.no_grad()
     def predict(self, learner: Trainer, x: Columns, task: int | None) -> Tensor:
-        """Linear scores; a column of which no row was counted has the lowest finite one."""
+        """Linear scores, less the best of the columns that answer together: beside what all these have in common
+        float32 would lose what tells them apart. A column of which no row was counted has the lowest finite one.
+        """
         if not self.sums:
             return super().predict(learner, x, task)
         weights, bias = self._solved()
-        scores = (self.expanded(_features(learner.model, x)) @ weights.T + bias).float()
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(self.sums["count"] == 0, lowest)
-        return F.pad(scores, (0, learner.width - scores.shape[1]), value=lowest)
+        found = self.expanded(_features(learner.model, x)) @ weights.T + bias
+        _, places = aligned(self.meanings, learner.meanings)
+        known = self.sums["count"].tolist()
+        own = [column for column, place in enumerate(places) if place < len(known) and known[place]]
+        scores = found.new_full((len(found), learner.width), -torch.inf)
+        scores[:, own] = found[:, [places[column] for column in own]]
+        for group in learner.column_groups(learner.width):
+            scores[:, group] -= scores[:, group].amax(1, keepdim=True)
+        silent = torch.ones(learner.width, dtype=torch.bool, device=scores.device)
+        silent[own] = False
+        return scores.float().masked_fill(silent, torch.finfo(torch.float32).min)
 
     # ---- sums ----
 
     def merge(self, other: Self) -> None:
-        """Adds the rows that another learner's method has counted: same body, same settings, same columns."""
+        """Adds the rows that another learner's method has counted: same body, same settings, same scenario.
+
+        Labels of its own are added. This one's learner answers them once it knows them: before anything is learnt, let
+        both `open_ahead` all tasks.
+        """
         if (type(self), self.settings()) != (type(other), other.settings()):
             raise ValueError(f"{self!r} and {other!r} count differently: merge methods with the same settings")
-        self.sums = plus(self.sums, other.sums)
+        meanings, places = aligned(self.meanings, other.meanings)
+        self.sums = plus(self.sums, placed(other.sums, places, len(meanings)))
+        self.meanings = meanings
 
     @property
     def mean(self) -> Tensor:
@@ -140,9 +162,10 @@ class Frozen(Method):
         return self._answer[1]
 
     @torch.no_grad()
-    def _pass(self, host: Host, rows: Rows) -> Sums:
-        """The sums over these rows."""
+    def _pass(self, host: Host, rows: Rows, places: list[int], columns: int) -> Sums:
+        """The sums over these rows; a host's column has its place among the sums' `columns`."""
         new: Sums = {}
+        place = torch.tensor(places, device=host.device)
         squares = torch.zeros((), dtype=torch.float64, device=host.device)
         with evaluating(host.model):
             for index in chunks(torch.arange(len(rows)), CHUNK):
@@ -151,12 +174,13 @@ class Frozen(Method):
                     raise ValueError(f"{self.name} counts labelled rows, and these have no labels")
                 features = _features(host.model, _filled_up(batch.x))[: len(index)]
                 self.prepare(host, features)
-                seen = self.expanded(features).mul(2.0**self.bits).round_().mul_(2.0**-self.bits)
-                member = F.one_hot(batch.columns, host.columns or 0).to(seen.dtype)
-                for name, part in self.added(seen, member).items():
-                    new[name] = new[name].add_(part) if name in new else part
+                with Work() as work:
+                    seen = self.expanded(features).mul(2.0**self.bits).round_().mul_(2.0**-self.bits)
+                    member = F.one_hot(place[batch.columns], columns).to(seen.dtype)
+                    for name, part in self.added(seen, member).items():
+                        new[name] = new[name].add_(part) if name in new else part
                 squares += seen.square().mean(1).sum()
-                host.spend(forward=CHUNK)
+                host.spend(forward=CHUNK, other=work.multiply_adds)
         self._check_size(math.sqrt(float(squares) / len(rows)))
         return new
 
