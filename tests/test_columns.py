@@ -556,6 +556,29 @@ def test_the_table_of_an_mlp_counts_what_the_formula_says(width: float) -> None:
     assert frozen == sum(p.numel() for p in network.parameters()) - unopened
 
 
+@pytest.mark.parametrize("most", [None, 1])
+def test_a_step_goes_back_through_the_last_column_only(most: int | None) -> None:
+    found, spent = learner(methods.Progressive(most=most), mlp((8,)), epochs=2), [0]
+    for task in small_stream(tasks=3, rows=32):
+        found.learn(task)
+        spent.append(found.cost.multiply_adds)
+    column, head = 12 * 8, 8 * 2
+    live = [column + head, head, head]
+    if most is None:  # V sees 8 features of each earlier column, and the head as many again
+        live = [column + head, column + 8 * 8 + 2 * head, column + 2 * 8 * 8 + 2 * head]
+    for number in range(3):
+        whole = sum(live[: number + 1])
+        # a last pass without a step notes the means of features
+        assert spent[number + 1] - spent[number] == 2 * 32 * (whole + 2 * live[number]) + 32 * whole
+
+
+def test_what_is_at_rest_says_what_the_network_says_of_all_tasks_but_the_last() -> None:
+    for most in (None, 1, 2):
+        network, x = grown(models.columns(mlp().recipe, most=most), 4), torch.randn(5, 12, generator=draws())
+        assert torch.equal(network.at_rest(x), network(x)[:, :6]) and not network.at_rest(x).requires_grad
+    assert grown(models.columns(mlp().recipe), 1).at_rest(x).shape == (5, 0)
+
+
 def test_the_table_of_a_convnet_counts_what_the_formula_says() -> None:
     network = models.columns(models.convnet((3, 8, 8), (4, 6)).recipe, width=0.5)
     for columns in (2, 5):

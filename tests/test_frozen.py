@@ -349,7 +349,7 @@ def test_what_stands_for_something_else_in_every_learner_is_not_merged() -> None
     for scenario in ("class", "task"):
         learnt(kinds[scenario], scenario, [half((0, 1), 1)])
     before = kinds["domain"].state()
-    with pytest.raises(ValueError, match=r"order, by column \[{'of \[0, 1\]': 0}, .* and \[{'of \[0, 1\]': 1}"):
+    with pytest.raises(ValueError, match=r"in two orders, \[{'of \[0, 1\]': 0}, .* and \[{'of \[0, 1\]': 1}"):
         kinds["domain"].merge(kinds["other order"])
     for one, other in (("domain", "class"), ("class", "task"), ("task", "domain")):
         with pytest.raises(ValueError, match="merge what learners of one scenario have counted"):

@@ -326,7 +326,7 @@ def test_a_row_is_counted_as_on_a_path_on_which_no_module_stands_twice() -> None
 
     class Watch(Callback):
         def after_step(self, learner: Learner) -> None:
-            costs.append(learner.row_cost)
+            costs.append(learner.clock.row_cost)
 
     found = learner(pathnet(modules=2), callbacks=[Watch()])
     for task in small_stream(rows=40)[:2]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure import answers, checkpoint, checks, models, optim, state, structure
+from perdure import answers, checkpoint, checks, models, optim, state
 from perdure.budget import Account, Budget, Steps
 from perdure.budget import of as budget_of
 from perdure.callbacks import Callback
@@ -110,7 +110,7 @@ class Learner(Offers):
 
     def _begin_scratch(self) -> None:
         """What lives within a task only, or within a step."""
-        self.number, self.row_cost, self.learning = 0, 0, False
+        self.number, self.learning = 0, False
         self.paused_randomness: dict[str, Tensor] | None = None
         self.loss = torch.zeros((), device=self.device)
         self._finite = Finite(self.device)
@@ -129,9 +129,9 @@ class Learner(Offers):
                 self.method.begin(self, lesson)
                 self._open(task)
                 self.account.open(self.cost)
-                self.clock.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+                self.measure_row(task.train)
                 self._tell(lambda callback: callback.before_task(self, task))
-            self.number, self.row_cost = self.labels.number(task.name), self.clock.row_cost
+            self.number = self.labels.number(task.name)
             with self.cost.timed("train_seconds"):
                 self.method.fit(self, lesson)
                 self.stopper.finish(self.model)
@@ -184,7 +184,7 @@ class Learner(Offers):
         self.optimizer.step()
         self.method.after_step(self, batch, outputs)
         self.clock.tick()
-        self.cost.multiply_adds += 3 * len(batch) * self.row_cost
+        self.spend(len(batch), len(batch))
         if self.clock.taken.bit_count() == 1:  # 1, 2, 4, ...: seldom, so that what methods plan by it stands
             self.clock.steps = self.account.foresee(self.cost, self.clock.taken) or self.clock.steps
         if self.clock.step % HEALTH_CHECK_STEPS == 0:
@@ -232,7 +232,7 @@ class Learner(Offers):
             self.clock.open(name, task.fingerprint)
             self.number = self.labels.number(name)
             self.inputs = self.inputs or checks.inputs(task.train)
-            self.row_cost = structure.multiply_adds(self.model, checks.one_row(self, task.train))
+            self.measure_row(task.train)
             self.method.end(self, task)
             self.means.note(self, task)
             self._measure_size()

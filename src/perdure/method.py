@@ -22,7 +22,8 @@ class Clock:
     """Where a host stands: `task` tasks are done; the open one, if `begun`, is in `epoch`, before its `batch`-th batch.
 
     `step` counts optimizer steps over all tasks, `begun_at` is its value when the open task began, `steps` the number
-    that the open task will take, where it is known; `row_cost` the multiply-adds of one row, measured when it began.
+    that the open task will take, where it is known; `row_cost` the multiply-adds of one row, measured when it began,
+    and `back_cost` those of them that a backward pass goes back through.
     """
 
     task: int = 0
@@ -33,6 +34,7 @@ class Clock:
     begun_at: int = 0
     steps: int | None = None
     row_cost: int = 0
+    back_cost: int = 0
     name: str = ""
     fingerprint: str = ""
 
@@ -60,7 +62,7 @@ class Clock:
         """The open task is over: learnt (`done`), or given up."""
         self.task += int(done)
         self.begun, self.name, self.fingerprint, self.steps = False, "", "", None
-        self.epoch, self.batch, self.row_cost = 0, 0, 0
+        self.epoch, self.batch, self.row_cost, self.back_cost = 0, 0, 0, 0
 
 
 class Host(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure import answers
+from perdure import answers, structure
 from perdure.data import Batch, Rows, column_map
 from perdure.host import HostBase
 from perdure.labels import Labels
@@ -23,7 +23,6 @@ class Offers(HostBase):
     labels: Labels
     cost: Cost
     number: int
-    row_cost: int
     stopper: Stopper
     _labelled: dict[int, tuple[Rows, Tensor | None]]
 
@@ -69,8 +68,14 @@ class Offers(HostBase):
         return self.labels.key(batch)
 
     def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
-        """Notes rows that went through the model outside a step, and multiply-adds of other networks."""
-        self.cost.multiply_adds += (forward + 2 * backward) * self.row_cost + other
+        """Notes rows that went forward and back through the model, and multiply-adds of other work."""
+        self.cost.multiply_adds += forward * self.clock.row_cost + 2 * backward * self.clock.back_cost + other
+
+    def measure_row(self, rows: Rows) -> None:
+        """What one row costs in the open task."""
+        row = answers.convert(rows.read(torch.zeros(1, dtype=torch.long)), self.device)
+        self.clock.row_cost = structure.multiply_adds(self.model, row)
+        self.clock.back_cost = structure.differentiated(self.model, row)
 
     def judge_anew(self) -> None:
         """For the stopper: what was graded so far no longer counts."""

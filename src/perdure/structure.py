@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,11 +50,11 @@ class Work(FlopCounterMode):
 
 
 def _decomposition(matrix: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * matrix[-1] ** 3 // 3
+    return int(2 * matrix[-1] ** 3 // 3)
 
 
 def _solution(right: torch.Size, factor: torch.Size, *_: Any, **__: Any) -> int:
-    return 2 * factor[-1] ** 2 * right[-1]
+    return int(2 * factor[-1] ** 2 * right[-1])
 
 
 def multiply_adds(model: nn.Module, x: Any) -> int:
@@ -61,6 +62,17 @@ def multiply_adds(model: nn.Module, x: Any) -> int:
 
     In eval mode: one row would be too few for batch norm, and must not move its statistics or torch's generator.
     """
-    with evaluating(model), Work() as work:
-        model(x)
+    return _work_of(model, model, x)
+
+
+def differentiated(model: nn.Module, x: Any) -> int:
+    """Those of them that a backward pass goes back through: all, less what the model runs in `at_rest(x)`."""
+    rest = getattr(model, "at_rest", None)
+    return multiply_adds(model, x) - (_work_of(model, rest, x) if callable(rest) else 0)
+
+
+def _work_of(model: nn.Module, part: Callable[[Any], Any], x: Any) -> int:
+    work = Work()
+    with evaluating(model), work:
+        part(x)
     return work.multiply_adds

@@ -30,9 +30,9 @@ def aligned(mine: list[Any], theirs: list[Any]) -> tuple[list[Any], list[int]]:
     if len({type(meaning) if isinstance(meaning, dict | list) else None for meaning in [*mine, *theirs]}) > 1:
         raise ValueError(f"columns stand for {mine} and for {theirs}: merge what learners of one scenario have counted")
     if any(isinstance(meaning, dict) for meaning in theirs):
-        pairs = list(zip_longest(mine, theirs, fillvalue={}))
+        pairs: list[tuple[dict[str, Any], dict[str, Any]]] = list(zip_longest(mine, theirs, fillvalue={}))
         if any(one[task] != other[task] for one, other in pairs for task in one.keys() & other.keys()):
-            raise ValueError(f"a task has its labels in another order, by column {mine} and {theirs}: learn it in one")
+            raise ValueError(f"a task has its labels in two orders, {mine} and {theirs}: give both the same `classes`")
         return [{**one, **other} for one, other in pairs], list(range(len(theirs)))
     for meaning in theirs:
         if repr(meaning) not in places:

@@ -194,6 +194,13 @@ class Columns(nn.Module):
         number = len(self.tops) - 1 if task is None else task
         return self._top(number).features(self._levels(x, number))
 
+    def at_rest(self, x: Tensor) -> Tensor:
+        """Raw scores of all tasks but the last, by what is frozen alone: no backward pass goes through it."""
+        last = len(self.tops) - 1
+        levels = self._levels(x, last - 1) if last else []
+        scores = (self._run(self._top(number), number, levels[: self._place(number) + 1]) for number in range(last))
+        return torch.cat([x.new_zeros(len(x), 0), *scores], dim=1)
+
     def table(self) -> list[dict[str, int]]:
         """Parameters by task: of its column with the head, of its adapters (alpha, V and U), trained in all, frozen
         meanwhile, total.
