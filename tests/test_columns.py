@@ -451,13 +451,35 @@ def test_a_task_whose_column_is_frozen_is_refused_when_it_comes_back() -> None:
 
 
 def test_scores_that_tasks_would_share_or_that_are_opened_ahead_are_refused() -> None:
-    tasks = small_stream(rows=32)
-    shared = learner(heads="shared")
-    ahead = learner()
+    for method in (methods.Progressive(), methods.Progressive() + methods.Replay(20)):
+        with pytest.raises(ValueError, match=r'progressive.* works with heads="separate", not "shared"'):
+            learner(method, heads="shared")
+        assert not method.owned
+    tasks, ahead = small_stream(rows=32), learner()
     ahead.open_ahead(tasks)
-    for found in (shared, ahead):
-        with pytest.raises(ValueError, match=r'use heads="separate", and open no outputs ahead'):
-            found.learn(tasks[0])
+    with pytest.raises(ValueError, match=r'use heads="separate", and open no outputs ahead'):
+        ahead.learn(tasks[0])
+
+
+def test_an_optimizer_of_the_network_that_they_replace_is_refused_with_what_to_pass() -> None:
+    model = mlp()
+    for optimizer in (torch.optim.SGD(model.parameters(), lr=0.1), lambda _: torch.optim.SGD(model.parameters())):
+        with pytest.raises(ValueError, match=r"makes a network of its own out of the model, .* or a function of the"):
+            learner(model=model, optimizer=optimizer)
+    assert learner(model=model, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1)).optimizer is not None
+    columns = models.columns(mlp().recipe, width=0.5, most=3)
+    assert learner(model=columns, optimizer=torch.optim.SGD(columns.parameters())).model is columns
+    with pytest.raises(ValueError, match=r"make the optimizer from model\.parameters\(\)"):
+        learner(model=columns, optimizer=torch.optim.SGD(model.parameters()))
+
+
+@pytest.mark.parametrize("other", [{"width": 0.25}, {"most": 1}, {"projection": 0.5}])
+def test_columns_of_other_settings_are_refused(other: dict[str, Any]) -> None:
+    own = {"width": 0.5, "most": 3, "projection": 1.0}
+    columns = models.columns(mlp().recipe, **{**own, **other})
+    with pytest.raises(ValueError, match=r"the columns have .* and progressive is set to .*: make them agree"):
+        learner(methods.Progressive(**own), columns)
+    assert learner(methods.Progressive(**{**own, **other}), columns).model is columns
 
 
 # ---- which networks ----

@@ -458,7 +458,7 @@ def test_a_task_that_was_given_up_may_be_learnt_later_and_tasks_can_be_inferred(
 
 
 def test_labels_that_come_later_and_heads_that_tasks_share_are_refused(tmp_path: Any) -> None:
-    first, second, third = small_stream(rows=60)
+    _, second, third = small_stream(rows=60)
     found = given_up(second, tmp_path / "state")
     rows = Rows(torch.cat([second.train.read(torch.arange(60)), torch.zeros(20, 12)]), [2, 3] * 30 + [7] * 20)
     before = snapshot(found)
@@ -466,9 +466,8 @@ def test_labels_that_come_later_and_heads_that_tasks_share_are_refused(tmp_path:
         found.learn(Task(rows, name=second.name))
     assert differences(before, snapshot(found)) == []
     found.learn(third)
-    shared = learner(pathnet(), heads="shared")
-    with pytest.raises(ValueError, match='use heads="separate"'):
-        shared.learn(first)
+    with pytest.raises(ValueError, match='pathnet works with heads="separate", not "shared"'):
+        learner(pathnet(), heads="shared")
 
 
 def test_a_task_that_comes_back_is_refused() -> None:
@@ -511,6 +510,12 @@ def trained(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         next(model.parameters()).add_(1)
     return model
+
+
+def test_an_optimizer_of_the_network_that_it_replaces_is_refused_with_what_to_pass() -> None:
+    model = models.mlp(12, (8,))
+    with pytest.raises(ValueError, match="the method makes a network of its own out of the model"):
+        Learner(model, pathnet(), scenario="task", optimizer=torch.optim.SGD(model.parameters()))
 
 
 def test_a_modular_network_that_agrees_is_learnt_with_as_it_is() -> None:

@@ -30,6 +30,8 @@ def parts(model: nn.Module, method: Method, settings: Settings) -> None:
         raise ValueError(f"{method.name} works in {known} {settings.scenario!r}")
     if settings.objective not in method.objectives:
         raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {settings.objective!r}")
+    if settings.heads not in method.heads:
+        raise ValueError(f'{method.name} works with heads="{method.heads[0]}", not "{settings.heads}"')
     if method.owned:
         raise ValueError(f"this {method.name} belongs to another learner already: make a new one")
 

@@ -88,9 +88,10 @@ class Learner(Offers):
             validation, patience, optim.recorded(optimizer), account.settings,
         )  # fmt: skip
         checks.parts(model, method, self.settings)
-        model = method.remodel(model)
+        given, model = model, method.remodel(model)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        trained_by = optim.make(optimizer, model)  # last of what may be refused: nothing has changed so far
+        # The last of what may be refused: nothing has changed so far.
+        trained_by = optim.make(optimizer, model, remade=model is not given)
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
         self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every

@@ -188,6 +188,7 @@ class Method:
     cost: ClassVar[str] = ""
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
     objectives: ClassVar[tuple[str, ...]] = ("classification", "multi-label", "regression")
+    heads: ClassVar[tuple[str, ...]] = ("separate", "shared")  # in scenario "task"
     upper_bound: ClassVar[bool] = False
     witness: ClassVar[bool] = False  # traces the training: first in `project`, last in `after_step`
     takes_steps = True  # learns by steps of the optimizer; a part that acts in them is refused beside one that does not
@@ -334,6 +335,11 @@ class Compose(Method):
     def objectives(self) -> tuple[str, ...]:  # type: ignore[override]
         """Those that every part serves."""
         return tuple(o for o in Method.objectives if all(o in part.objectives for part in self.parts))
+
+    @property
+    def heads(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that every part serves."""
+        return tuple(h for h in Method.heads if all(h in part.heads for part in self.parts))
 
     @property
     def upper_bound(self) -> bool:  # type: ignore[override]

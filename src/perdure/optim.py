@@ -30,19 +30,19 @@ def recorded(spec: Spec) -> dict[str, Any] | None:
     return dict(spec) if isinstance(spec, Mapping) else None
 
 
-def make(spec: Spec, model: nn.Module) -> torch.optim.Optimizer:
+def make(spec: Spec, model: nn.Module, remade: bool = False) -> torch.optim.Optimizer:
     """An optimizer of the model's trainable parameters.
 
     `spec` is "adam" | "adamw" | "sgd", a dict {"name": "sgd", "lr": 0.1, "momentum": 0.9}, a function of the
     parameters, or an optimizer already made. Raises ValueError for unknown names and settings, and for an optimizer
-    of another model.
+    of another model; `remade` says that the model is not the user's, but what a method made of it.
     """
     if isinstance(spec, torch.optim.Optimizer):
-        return _of_this_model(spec, model)
+        return _of_this_model(spec, model, remade)
     named = recorded(spec)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if named is None:
-        return _of_this_model(spec(trainable), model)  # type: ignore[operator]
+        return _of_this_model(spec(trainable), model, remade)  # type: ignore[operator]
     kind, settings = _checked(named)
     # torch's fused SGD cannot begin the momentum of one parameter later than that of others, and ours may join late.
     fused = _fusible(trainable) and not settings.get("momentum")
@@ -75,9 +75,14 @@ def _fusible(params: list[nn.Parameter]) -> bool:
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
 
 
-def _of_this_model(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+def _of_this_model(optimizer: torch.optim.Optimizer, model: nn.Module, remade: bool) -> torch.optim.Optimizer:
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+    if foreign and remade:
+        raise ValueError(
+            "the method makes a network of its own out of the model, so that no optimizer of the model trains it: pass "
+            'a name, "sgd", settings, {"name": "sgd", "lr": 0.1}, or a function of the parameters'
+        )
     if foreign:
         raise ValueError(
             f"{foreign} of the optimizer's parameters are not the model's: make the optimizer from model.parameters(), "

@@ -46,6 +46,7 @@ class PathNet(Method):
     paper: ClassVar[str] = "Fernando et al. 2017, arXiv:1701.08734"
     cost: ClassVar[str] = "a step on a part of the network; no row is kept"
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
+    heads: ClassVar[tuple[str, ...]] = ("separate",)
 
     modules: int = 10
     active: int = 3

@@ -26,7 +26,8 @@ class Progressive(Method):
 
     Cost: a step goes forward through all columns and back through one; parameters grow with the square of the columns.
     Use it for few tasks that must not be forgotten at all, where the task is known when it is asked (else infer it, see
-    `perdure.inference`) and old features may help. A task is learnt once: its column is frozen when the next begins.
+    `perdure.inference`) and old features may help. The newest task may come back and learn on; its column is frozen
+    when the next begins, and then it can't.
     """
 
     name: ClassVar[str] = "progressive"
@@ -34,6 +35,7 @@ class Progressive(Method):
     paper: ClassVar[str] = "Rusu et al. 2016, arXiv:1606.04671"
     cost: ClassVar[str] = "forward through every column so far; parameters grow with the square of the tasks"
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
+    heads: ClassVar[tuple[str, ...]] = ("separate",)
 
     width: float = 1.0
     most: int | None = None
@@ -44,8 +46,14 @@ class Progressive(Method):
         check(self.width, self.most, self.projection)
 
     def remodel(self, model: nn.Module) -> nn.Module:
-        """Columns like the given mlp or convnet. Raises ValueError for another network, and for a trained one."""
+        """Columns like the given mlp or convnet, or the given columns. Raises ValueError for another network, for a
+        trained one, and for columns of other settings.
+        """
+        wanted = {"width": self.width, "most": self.most, "projection": self.projection}
         if isinstance(model, models.Columns):
+            found = {name: model.recipe["settings"][name] for name in wanted}
+            if found != wanted:
+                raise ValueError(f"the columns have {found}, and progressive is set to {wanted}: make them agree")
             return model
         recipe = getattr(model, "recipe", None) or {}
         name = recipe.get("name", type(model).__name__)

@@ -22,7 +22,8 @@ class SLDA(Frozen):
 
     The paper updates Sigma row by row, Sigma <- (t Sigma + t / (t + 1) (f - mu_y) (f - mu_y)^T) / (t + 1), t rows
     being before this one and mu_y the mean of those of its class: that depends on the order, and overstates the spread
-    while a class is few rows old. Here Sigma is what that approaches, exactly, in any order.
+    while a class is few rows old. Here Sigma is what that approaches, exactly, in any order. The authors' code begins
+    with Sigma of a base of rows, shrunk by OAS (Chen et al. 2010); here there is no base, and all rows count alike.
 
     Cost: a forward pass and features^2 multiply-adds a row; an answer after new rows solves once, features^3 / 3.
     Memory: features^2 + columns * features numbers. Use it wherever the body is pretrained, or good as it is, and
