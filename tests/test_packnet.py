@@ -457,10 +457,11 @@ def test_the_best_weights_are_those_of_the_epochs_that_retrain(
         torch.testing.assert_close(learner.method.predict(learner, x, 1), learner.model(x))
 
 
-@pytest.mark.parametrize("gdumb_first", [True, False])
-def test_beside_a_method_that_puts_weights_back_what_is_owned_stays(gdumb_first: bool) -> None:
-    gdumb, packnet_ = methods.GDumb(60), methods.PackNet(prune=0.5)
-    learner = made(gdumb + packnet_ if gdumb_first else packnet_ + gdumb, epochs=8)
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", [methods.GDumb(60), methods.MAS(1.0, rows=16, pull="proximal")], ids=lambda m: m.name)
+def test_beside_a_method_that_moves_weights_what_is_owned_stays(other: Method, first: bool) -> None:
+    other, own = methods.build(other.settings()), methods.PackNet(prune=0.5)
+    learner = made(own + other if first else other + own, epochs=8)
     stream, answers = small_stream(tasks=3), []
     for task in stream:
         learner.learn(task)

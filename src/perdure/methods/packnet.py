@@ -89,6 +89,8 @@ class PackNet(Method):
         """Adds nothing: prunes when it is time, and keeps batch norm as the first task left it."""
         self._guard(host)
         steps, done = host.clock.steps, host.clock.taken
+        if not done:
+            self._restore()  # a part that begins each task from other weights may have moved them
         if self.retrain and not self.pruned:
             host.judge_anew()
         if not self.pruned and steps and done >= (1 - self.retrain) * steps:
@@ -117,6 +119,7 @@ class PackNet(Method):
         self._guard(host)
         if not self.pruned:
             self._prune(host)
+        self._restore()  # a part that speaks later in `after_step` may have moved what is not its own
         self.shares.keep(host, task.name)
         self.guarded, self.guarded_for = [], None
         for p in host.params().values():
@@ -126,10 +129,11 @@ class PackNet(Method):
         self.shares.take(host, self.prune)
         self.pruned = True
         self._guard(host)
+        self._restore()
 
     @torch.no_grad()
     def _guard(self, host: Host) -> None:
-        """Works out, once for all steps with the same owners, what may not move, and gives it the values it has."""
+        """Works out, once for all steps with the same owners, what may not move and which values it has."""
         if self.guarded_for is self.shares.owner:
             return
         self.shares.claim(host)
@@ -140,7 +144,6 @@ class PackNet(Method):
             if bool(frozen.any()):
                 self.guarded.append((p, (~frozen).to(p.dtype), torch.where(owner == NOBODYS, p, owned[name])))
         self.guarded_for = self.shares.owner
-        self._restore()
 
     @torch.no_grad()
     def _restore(self) -> None:
