@@ -3,13 +3,16 @@
 import fcntl
 import io
 import json
+import math
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
+import example_results
 import pytest
 import torch
 from conftest import small_stream
@@ -74,12 +77,19 @@ def cell(**changes: Any) -> CellPart:
 
 def table(**changes: Any) -> Table:
     row = {"label": "m", "method": "finetune", "published": {"class": (60.0, 2.0)}, "source": "s"}
-    plain = {"title": "T", "protocol": "P", "hours": 1.0, "experiment": {}, "sources": {"s": "S"}, "rows": (row,)}
+    plain = {
+        "title": "T",
+        "protocol": "P",
+        "hours": 1.0,
+        "experiment": {"benchmark": {"name": "split-mnist"}},
+        "sources": {"s": "S"},
+        "rows": (row,),
+    }
     return Table.model_validate({**plain, **changes}, strict=False)
 
 
-def ours(*values: float) -> proof.Measured:
-    return proof.Measured(values, values, {}, values, 1, len(values))
+def measures(*values: float) -> proof.Measured:
+    return proof.Measured(values, values, {}, values, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,10 @@ def ours(*values: float) -> proof.Measured:
         ((56.9, 57.1), (60.0, 2.0), "below, -3.0"),
         ((50.0, 60.0), (60.0, 2.0), "within"),  # 5 off, ours is 7
         ((60.0, 60.2), (60.0,), "within"),
+        ((59.89, 59.93), (60.0,), "within"),  # 0.09 off, and our deviation is 0.03: the paper's digits end there
+        ((59.86, 59.86), (60.0,), "within"),  # 0.14 off, which reads as 0.1
+        ((59.8, 59.82), (60.0,), "below, -0.2"),
+        ((59.8, 59.82), (60.0, 0.2), "within"),
         ((60.59, 60.61), (60.0,), "better, +0.6"),
         ((61.0,), (60.0, 2.0), "+1.0, one seed"),
         ((61.0, 62.0), None, ""),
@@ -101,7 +115,81 @@ def test_the_verdict_is_about_one_standard_deviation(values, published, said):
         {"label": "m", "method": "finetune", "published": {"class": published} if published else {}, "source": "s"},
     )
     line = next(line for line in table(rows=rows).lines() if line.scenario == "class")
-    assert proof.verdict(line, ours(*values)) == said
+    assert proof.verdict(line, measures(*values)) == said
+
+
+def test_fewer_steps_are_better():
+    counting = table(measure="steps", threshold=0.97)
+    line = next(line for line in counting.lines() if line.scenario == "class")
+    assert proof.verdict(line, measures(860.0, 862.0)) == "below, +801.0"
+    assert proof.verdict(line, measures(9.0, 11.0)) == "better, -50.0"
+    assert proof.verdict(line, measures(59.0, 61.0)) == "within"
+
+
+def test_a_seed_that_diverged_takes_the_verdict_away():
+    line = next(line for line in table().lines() if line.scenario == "class")
+    broken = cell(seed=1, complete=False, accuracy=[], metrics=None, steps=0)
+    found = proof.measured(line, merged(cell(), broken, cell(seed=2)))
+    assert found is not None and (len(found.values), found.diverged) == (2, 1)
+    assert proof.verdict(line, found) == "1 of 3 seeds diverged"
+    rows = page_of(table(), merged(cell(), broken, cell(seed=2)))
+    assert rows["m"][1:4] == ["60.0 ± 0.0", "60 ± 2", "1 of 3 seeds diverged"]
+    assert page_of(table(), merged(broken))["m"][1:4] == ["none finished", "60 ± 2", "1 of 1 seeds diverged"]
+    assert proof.summary(table(), merged(cell(), broken)) == "60.0; 1 of 2 seeds diverged"
+    assert proof.summary(table(), merged(broken)) == "nothing finished; 1 of 1 seeds diverged"
+
+
+def merged(*cells: CellPart, **config: Any) -> Results:
+    """Results of a table's lines."""
+    example = Results.model_validate(example_results.results(tasks=2, seeds=1))
+    return example.model_copy(update={"cells": list(cells), "config": config})
+
+
+def page_of(shown: Table, results: Results) -> dict[str, list[str]]:
+    """The rows of the table on the page, by label."""
+    lines = [line for line in proof.section(shown, results, Path()).splitlines() if line.startswith("| ")]
+    return {row[0]: row for row in ([part.strip() for part in line.strip("|").split("|")] for line in lines)}
+
+
+def traced(seed: int, reached: int | None, method: str = "m", steps: int = 200) -> CellPart:
+    """A run of two tasks with half the steps each, whose last task was at 95 % after `reached` steps."""
+    points = [(steps // 2 + step, 1, 0.95 if step == reached else 0.1) for step in range(10, steps // 2 + 1, 10)]
+    trace = [{"step": step, "task": task, "accuracy": [0.9, value]} for step, task, value in points]
+    return cell(seed=seed, method=method, trace=trace, steps=steps)
+
+
+ROWS = ({"label": "after", "method": "finetune", "against": "scratch"}, {"label": "scratch", "method": "finetune"})
+
+
+def test_a_speed_up_is_the_geometric_mean_of_the_ratios_of_pairs():
+    counting = table(rows=ROWS, measure="steps", threshold=0.9)
+    line = next(line for line in counting.lines() if line.scenario == "class")
+    runs = [(0, 20, 40), (100, 50, 50), (200, 10, 80)]  # ratios 2, 1, 8
+    cells = [
+        traced(seed, steps, name)
+        for seed, *both in runs
+        for name, steps in zip(("after", "scratch"), both, strict=True)
+    ]
+    logs = [math.log(2), 0.0, math.log(8)]
+    mean, half = sum(logs) / 3, 4.30265 * stdev(logs) / math.sqrt(3)
+    said = f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}), 3 pairs with scratch"
+    assert said.startswith("2.52 (") and proof.speed_up(line, merged(*cells)) == said
+    alone = [*cells[:2], traced(7, 10, "after"), traced(8, 90, "scratch")]  # two without a partner
+    assert proof.speed_up(line, merged(*alone)) == "2.00, 1 pairs with scratch"
+    rows = page_of(counting, merged(*cells))
+    assert rows["method"][:4] == ["method", "steps to 90 %", "speed-up", "paper"]
+    assert rows["after"][:3] == ["after", "26.7 ± 20.8", said] and rows["scratch"][1:3] == ["56.7 ± 20.8", ""]
+    assert "pair by pair" in proof.section(counting, merged(*cells), Path())
+    with pytest.raises(ValueError, match="after is against 'scratch': that takes a row of a table of steps"):
+        table(rows=ROWS)
+    with pytest.raises(ValueError, match="m is against 'nobody'"):
+        table(rows=({"label": "m", "method": "finetune", "against": "nobody"},), measure="steps", threshold=0.9)
+
+
+def test_a_mean_with_a_run_that_never_got_there_is_a_bound():
+    counting = table(measure="steps", threshold=0.9)
+    rows = page_of(counting, merged(traced(0, 20), traced(1, None)))
+    assert rows["m"][1] == "at least 60.0 (1 of 2 never)"
 
 
 def test_published_numbers_need_a_source():
@@ -167,6 +255,23 @@ def test_a_table_is_run_and_written_and_gone_on_with(tiny, tmp_path):
     found = proof.measured(list(load(tiny).lines())[1], results)
     assert found is not None and re.search(rf"\| fine-tuning \| {found.mean:.1f} ± .* \| 50 ± 100 \| within \|", page)
     assert (place(out, load(tiny)) / "report.html").exists()
+
+
+def test_a_line_that_was_run_with_other_settings_is_no_current_one(tiny, tmp_path):
+    reproduce(tiny, tmp_path, Console(file=io.StringIO()), jobs=1)
+    before = (tmp_path / "RESULTS.md").read_text()
+    assert proof.OLD not in before.replace(proof.HEAD, "")
+    path = Path(tiny)
+    path.write_text(path.read_text().replace('"method.strength" = 2.0', '"method.strength" = 3.0'))
+    reproduce(tiny, tmp_path, Console(file=io.StringIO()), jobs=1, only=["fine-tuning-class"])
+    lines = (tmp_path / "RESULTS.md").read_text().replace(proof.HEAD, "").splitlines()
+    row = next(line for line in lines if line.startswith("| EWC, strong |"))
+    assert "| run with other settings |" in row and "strength 2" in row  # as it was run
+    assert any("methods[0].strength is 2.0 there and 3.0 here" in line for line in lines)
+    assert sum(proof.OLD in line for line in lines) == 2
+    path.write_text(path.read_text().replace("steps = 3\n", "steps = 4\n"))
+    page = "\n".join(proof.section(load(tiny), Results.read(place(tmp_path, load(tiny))), tmp_path).splitlines())
+    assert page.count(f"| {proof.OLD} |") == 3 and "training.steps is 3 there and 4 here" in page
 
 
 def test_variants_of_the_benchmark_are_lines_whose_cells_count_as_seeds(tiny, tmp_path):

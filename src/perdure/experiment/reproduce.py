@@ -74,6 +74,7 @@ def place(out: Path, table: Table) -> Path:
 
 def write(table: Table, out: Path) -> None:
     """The table's results and report from the lines that are there, and RESULTS.md from all tables."""
+    wrong.register()
     merged = gather(table, out)
     if merged is not None:
         merged.write(place(out, table) / "results.json")

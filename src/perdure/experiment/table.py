@@ -25,7 +25,8 @@ class Row(BaseModel):
 
     `changes` are settings that a scenario ("all" for every one) has otherwise than the table, as in
     {"class": {"training.steps": 500}}; `method.strength` and the like change the method. `notes` are the sentences on
-    what fell short and what was tried, by scenario or "all".
+    what fell short and what was tried, by scenario or "all". `against` is the label of the row that a speed-up is
+    reckoned against, where a table counts steps.
     """
 
     model_config = settings.CHECKED
@@ -37,6 +38,7 @@ class Row(BaseModel):
     source: str = ""
     changes: dict[str, dict[str, Any]] = {}
     notes: dict[str, str] = {}
+    against: str = ""
 
 
 class Table(BaseModel):
@@ -62,10 +64,12 @@ class Table(BaseModel):
     others: str = ""
 
     @model_validator(mode="after")
-    def _known_sources(self) -> Table:
+    def _known_names(self) -> Table:
         for row in self.rows:
             if row.published and row.source not in self.sources:
                 raise ValueError(f"{row.label} has published numbers and no source among {', '.join(self.sources)}")
+            if row.against and (self.measure != "steps" or row.against not in [other.label for other in self.rows]):
+                raise ValueError(f"{row.label} is against {row.against!r}: that takes a row of a table of steps")
         return self
 
     def lines(self) -> Iterator[Line]:
