@@ -134,6 +134,24 @@ def test_differences_are_paired_by_seed() -> None:
     )
 
 
+def test_parameters_by_task_and_shared_modules_are_small_tables() -> None:
+    results = small({"a": [[0.9, 0.8, 1.0]], "b": [[0.9, 0.8, 1.0]]})
+    assert len(page(deepcopy(results)).tables) == 4
+    row = {"task": "x", "column": 12345, "adapters": 0, "trained": 12345, "frozen": 0, "total": 12345}
+    last = {**row, "task": "y", "adapters": 1, "trained": 12346, "frozen": 12345, "total": 24691}
+    results["cells"][0]["parameters"] = [row, last]
+    results["cells"][1]["shared"] = [
+        {"first": "x", "second": "x", "modules": [3, 2]},
+        {"first": "x", "second": "y", "modules": [1, 0]},
+        {"first": "y", "second": "y", "modules": [3, 3]},
+    ]
+    tables = [[[text.replace("\N{NARROW NO-BREAK SPACE}", " ") for text in line] for line in table]
+              for table in page(results).tables]  # fmt: skip
+    assert ["y", "12 345", "1", "12 346", "12 345", "24 691"] in [line for table in tables for line in table]
+    assert [["Task", "x", "y"], ["x", "3, 2", "1, 0"], ["y", "1, 0", "3, 3"]] in tables
+    assert len(tables) == 6
+
+
 def test_one_seed_has_no_interval_and_no_claim() -> None:
     results = example_results.results(seeds=1)
     shown = page(results)

@@ -18,6 +18,7 @@ from perdure.experiment.results import Results
 from perdure.experiment.run import Watch, cells, run
 from perdure.experiment.screen import Forecast
 from perdure.experiment.settings import RequestError
+from perdure.learner import Learner
 from perdure.metrics import summary
 
 
@@ -139,8 +140,6 @@ def test_seconds_add_up_over_the_pieces(tmp_path: Path, monkeypatch):
         stop_at(patch, 9)
         with pytest.raises(KeyboardInterrupt):
             run(made, tmp_path / "run", Console(file=io.StringIO()))
-    from perdure.learner import Learner
-
     before = Learner.load(tmp_path / "run" / "cells" / "class-finetune-seed0" / "state.perdure").cost.train_seconds
     assert before > 0
     execute(made, tmp_path / "run")
@@ -211,6 +210,34 @@ def test_a_method_that_diverges_breaks_off_alone_and_each_time_alike(tmp_path: P
     assert "class, finetune, 0 broke off: the loss became NaN or infinite" in said
     assert [(cell["complete"], cell["metrics"], cell["accuracy"]) for cell in found["cells"]] == [(False, None, [])] * 2
     assert execute(made, tmp_path / "run")[0] == found
+
+
+def test_what_an_architecture_has_built_stands_in_the_results(tmp_path: Path):
+    small = {"name": "pathnet", "modules": 4, "active": 2, "width": 2, "population": 2, "trial": 1}
+    made = planned(methods=["finetune", {"name": "progressive", "width": 0.5}, small], scenarios=["task"])
+    found, _ = execute(made, tmp_path / "run")
+    plain, columns, paths = found["cells"]
+    assert not {"parameters", "shared"} & plain.keys()
+    assert not {"shared"} & columns.keys() and not {"parameters"} & paths.keys()
+    # 6 -> 8 -> 2; then 6 -> 4 with an adapter of 8 onto 4 (and an alpha) beside it under the head of 2
+    first, second = {"column": 56 + 18, "adapters": 0}, {"column": 28 + 10, "adapters": 1 + 36 + 8}
+    assert columns["parameters"] == [
+        {"task": "0, 1", **first, "trained": 74, "frozen": 0, "total": 74},
+        {"task": "2, 3", **second, "trained": 83, "frozen": 74, "total": 157},
+    ]
+    learner = Learner.load(tmp_path / "run" / "cells" / "task-pathnet-seed0" / "state.perdure")
+    (one, other), ways = learner.method.paths.values(), [("0, 1", "0, 1"), ("0, 1", "2, 3"), ("2, 3", "2, 3")]
+    counts = [
+        [len({*a} & {*b}) for a, b in zip(*pair, strict=True)] for pair in ((one, one), (one, other), (other, other))
+    ]
+    assert paths["shared"] == [
+        {"first": a, "second": b, "modules": count} for (a, b), count in zip(ways, counts, strict=True)
+    ]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "How Progressive networks grows" in page and "What the tasks of PathNet share" in page
+    assert page.count("<h3>How ") == page.count("<h3>What the tasks of ") == 1
+    execute(made, tmp_path / "run")
+    assert Results.read(tmp_path / "run").cells[1].parameters is not None  # also where nothing was left to learn
 
 
 def test_what_only_a_later_task_shows_is_a_sentence_that_names_the_cell(tmp_path: Path):

@@ -65,11 +65,33 @@ class SamplesPart(_Part):
     picture: str | None
 
 
+class ParametersPart(_Part):
+    """How many parameters a task brought to progressive networks: its column with the head, adapters, both together
+    (`trained`); those of earlier tasks, frozen meanwhile; all.
+    """
+
+    task: str
+    column: NonNegativeInt
+    adapters: NonNegativeInt
+    trained: NonNegativeInt
+    frozen: NonNegativeInt
+    total: NonNegativeInt
+
+
+class SharedPart(_Part):
+    """How many of PathNet's modules the paths of two tasks have in common, a number a layer; of one task: all of it."""
+
+    first: str
+    second: str
+    modules: list[NonNegativeInt]
+
+
 class CellPart(_Part):
     """One method in one scenario with one seed. `inferred`: average accuracy where the task is inferred, by way.
 
     `accuracy[i][j]` is the accuracy on task j after learning task i. Where training broke off for good (`complete` is
-    false), there are only the rows until then, and no metrics.
+    false), there are only the rows until then, and no metrics. `parameters` and `shared` stand only where a method has
+    them: a file without is one that earlier versions read.
     """
 
     method: str
@@ -85,6 +107,8 @@ class CellPart(_Part):
     trace: list[EvaluationPart] | None
     inferred: dict[str, float] | None = None
     samples: list[SamplesPart] | None = None
+    parameters: list[ParametersPart] | None = None
+    shared: list[SharedPart] | None = None
     steps: NonNegativeInt
     multiply_adds: NonNegativeInt
     parameter_bytes: NonNegativeInt
@@ -143,7 +167,12 @@ class Results(_Part):
 
     def write(self, path: Path) -> None:
         """The file, whole or not at all."""
-        text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
+        document = self.model_dump(mode="json", by_alias=True)
+        for cell in document["cells"]:
+            for name in ("parameters", "shared"):
+                if cell[name] is None:
+                    del cell[name]
+        text = json.dumps(document, indent=1, allow_nan=False)
         replace_file(path, f"{text}\n".encode())
 
     @classmethod

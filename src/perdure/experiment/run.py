@@ -16,6 +16,7 @@ from perdure.augment import AUGMENTS
 from perdure.callbacks import Callback
 from perdure.checkpoint import CheckpointError
 from perdure.data import Task
+from perdure.experiment import grown
 from perdure.experiment.config import Entry, Plan
 from perdure.experiment.folder import Folder, machine, now, peak_resident_bytes
 from perdure.experiment.learners import make
@@ -268,6 +269,8 @@ def outcome(cell: Cell, learner: Learner, record: Record, tasks: int) -> tuple[C
         metrics=numbers,
         trace=[EvaluationPart.model_validate(point) for point in trace] or None,
         inferred=record.inferred or None,
+        parameters=grown.parameters(learner) if complete else None,
+        shared=grown.shared(learner) if complete else None,
         steps=steps,
         multiply_adds=cost.multiply_adds,
         parameter_bytes=cost.parameter_bytes,

@@ -51,6 +51,21 @@ class Entry:
         """What its generator made, of the first finished cell; nothing for methods without one."""
         return list(self.finished[0].get("samples") or []) if self.finished else []
 
+    @property
+    def parameters(self) -> list[dict[str, Any]]:
+        """Parameters by task, which every seed has alike; nothing for methods whose network does not grow by tasks."""
+        return list(self.finished[0].get("parameters") or []) if self.finished else []
+
+    @property
+    def shared(self) -> dict[str, dict[str, str]]:
+        """Modules that two tasks have in common, by layer, of the first finished cell; by both names, in any order."""
+        found: dict[str, dict[str, str]] = {}
+        for pair in (self.finished[0].get("shared") or []) if self.finished else []:
+            said = ", ".join(map(str, pair["modules"]))
+            found.setdefault(pair["first"], {})[pair["second"]] = said
+            found.setdefault(pair["second"], {})[pair["first"]] = said
+        return found
+
     def values(self, name: str) -> dict[int, float]:
         """The named metric or cost by seed, finished cells only, nulls left out."""
         return {cell["seed"]: cell["numbers"][name] for cell in self.finished if cell["numbers"].get(name) is not None}
