@@ -172,10 +172,10 @@ def test_a_speed_up_is_the_geometric_mean_of_the_ratios_of_pairs():
     ]
     logs = [math.log(2), 0.0, math.log(8)]
     mean, half = sum(logs) / 3, 4.30265 * stdev(logs) / math.sqrt(3)
-    said = f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}), 3 pairs with scratch"
+    said = f"{math.exp(mean):.2f} ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}), 3 pairs with *scratch*"
     assert said.startswith("2.52 (") and proof.speed_up(line, merged(*cells)) == said
     alone = [*cells[:2], traced(7, 10, "after"), traced(8, 90, "scratch")]  # two without a partner
-    assert proof.speed_up(line, merged(*alone)) == "2.00, 1 pairs with scratch"
+    assert proof.speed_up(line, merged(*alone)) == "2.00, 1 pair with *scratch*"
     rows = page_of(counting, merged(*cells))
     assert rows["method"][:4] == ["method", "steps to 90 %", "speed-up", "paper"]
     assert rows["after"][:3] == ["after", "26.7 ± 20.8", said] and rows["scratch"][1:3] == ["56.7 ± 20.8", ""]

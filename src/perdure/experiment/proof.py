@@ -204,7 +204,8 @@ def speed_up(line: Line, results: Results) -> str:
         return ""
     mean, half = interval([math.log(b / a) for a, b in steps])
     between = "" if half is None else f" ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"
-    return f"{math.exp(mean):.2f}{between}, {len(steps)} pairs with {line.row.against}"
+    pairs_of = "1 pair" if len(steps) == 1 else f"{len(steps)} pairs"
+    return f"{math.exp(mean):.2f}{between}, {pairs_of} with *{line.row.against}*"
 
 
 def other_settings(line: Line, results: Results) -> list[str]:
