@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure import Learner, checkpoint, state
+from perdure import Learner, checkpoint, journal, state
 
 MEASURED = ("train_seconds", "consolidate_seconds", "evaluate_seconds")
 
@@ -22,7 +22,7 @@ def snapshot(learner: Learner) -> dict[str, Any]:
 
 def stored(path: Any) -> dict[str, Any]:
     """What a learner's file holds."""
-    return without_seconds(checkpoint.read(path, "learner"))
+    return without_seconds(journal.read(path, "learner"))
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

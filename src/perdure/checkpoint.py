@@ -26,8 +26,10 @@ class CheckpointError(ValueError):
     """A file that cannot be taken for a Perdure state: missing, cut short, changed, foreign or of a newer format."""
 
 
-def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> None:
+def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> str:
     """Writes `tree` (dicts, lists, tuples, tensors, JSON values); `kind` says what it is: "learner", "memory".
+
+    Returns the file's hash.
 
     Killed at any instant, `path` is either the old file or the new one.
     """
@@ -37,10 +39,16 @@ def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> None
     data = safetensors.save(tensors, metadata={"perdure": text, "sha256": _BLANK})
     digest = hashlib.sha256(data).hexdigest()
     replace_file(path, _seal(data, _BLANK, digest))
+    return digest
 
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """The tree that `write` wrote, tensors on the CPU. Raises CheckpointError, never runs code from the file."""
+    return read_with_hash(path, kind)[0]
+
+
+def read_with_hash(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], str]:
+    """The same, and the file's hash."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -57,7 +65,7 @@ def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if head["kind"] != kind:
         raise CheckpointError(f"{path} holds a {head['kind']}, not a {kind}")
     tree: dict[str, Any] = _unpack(head["tree"], safetensors.load(data))
-    return tree
+    return tree, digest
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:

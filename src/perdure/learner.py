@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure import answers, checkpoint, checks, models, optim, state
+from perdure import answers, checkpoint, checks, journal, models, optim, state
 from perdure.budget import Account, Budget, Steps
 from perdure.budget import of as budget_of
 from perdure.callbacks import Callback
@@ -48,7 +48,7 @@ class Learner(Offers):
     validation  share of each task's train rows that is held out and graded after each epoch
     patience    epochs without a better validation grade before a task ends; the best weights come back
     augment     function (inputs ready for the model, generator) -> inputs, for new and replayed rows alike
-    save_to     file for save points, written at task ends and every `save_every` seconds
+    save_to     file for save points, written at task ends and every `save_every` seconds (then beside it: see `journal`)
 
     Raises ValueError for what cannot work, before anything is trained.
     """
@@ -95,6 +95,7 @@ class Learner(Offers):
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
         self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every
+        self._journal = None if save_to is None else journal.Journal(save_to, "learner")
         self.cost, self.account, self.stopper, self.means = Cost(), account, Stopper(patience), Means()
         if models.untouched(model):
             models.initialise(model, self.generator("weights", "cpu"))
@@ -200,7 +201,7 @@ class Learner(Offers):
         count = min(self.settings.accumulate, max(1, len(batch) // min(2, self.settings.batch_size)))
         order = [torch.arange(first, len(batch), count, device=self.device) for first in range(count)]
         parts = [batch] if count == 1 else [batch.select(index) for index in order]
-        outputs, loss = [], torch.zeros((), device=self.device)
+        outputs, losses = [], []
         for part in parts:
             with self.autocast():
                 scores = self.model(part.x)
@@ -210,9 +211,9 @@ class Learner(Offers):
                 partial = partial * (len(part) / len(batch))
             partial.backward()  # type: ignore[no-untyped-call]
             outputs.append(scores.detach())
-            loss = loss + partial.detach()
-        self.loss = loss
-        self._finite.note(loss)
+            losses.append(partial.detach())
+        self.loss = losses[0] if count == 1 else torch.stack(losses).sum()
+        self._finite.note(self.loss)
         return outputs[0] if count == 1 else torch.cat(outputs)[torch.cat(order).argsort()]
 
     def consolidate(self, rows: Any, name: str = "pretrained") -> None:
@@ -308,7 +309,7 @@ class Learner(Offers):
         A user's own network is passed as it was before its first task (`model`), likewise an own method or optimizer;
         the error says what is missing. Raises CheckpointError for a file that is damaged, foreign or newer.
         """
-        tree = checkpoint.read(path, "learner")
+        tree = journal.read(path, "learner")
         own = state.rebuilt(tree, str(path), model, method, optimizer)
         learner = cls(
             own.model, own.method, **own.settings, optimizer=own.optimizer, callbacks=callbacks, augment=augment,
@@ -361,27 +362,33 @@ class Learner(Offers):
         self.labels.to(self.device)
 
     def _save_if_due(self) -> None:
-        if self._point is not None and time.monotonic() - self._point.taken >= self.save_every:
-            self._commit()
+        waited = 0.0 if self._point is None else time.monotonic() - self._point.taken
+        busy = self._journal is not None and self._journal.busy  # what is written takes as long again before one waits
+        if self._point is not None and waited >= self.save_every * (2 if busy else 1):
+            self._commit(whole=False)
 
-    def _commit(self) -> None:
+    def _commit(self, whole: bool = True) -> None:
         """A save point, in memory and, with `save_to`, on disk; never of a state that is not finite."""
         self._finite.note(*self.model.parameters())
         self._finite.refuse(self.clock)
         self.cost.lap()
         self._point = state.SavePoint(self)
-        if self.save_to is not None:
-            checkpoint.write(self.save_to, self._point.tree, "learner")
+        if self._journal is not None:
+            self._journal.write(self._point.tree, whole)
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         self._point = state.SavePoint(self)
         try:
             yield
+            if self._journal is not None:
+                self._journal.wait()
         except BaseException:
             self._point.give_back(self)
             raise
         finally:
+            if self._journal is not None:
+                self._journal.close()
             self._finite.reset()
             self._labelled.clear()
             self._point = self._held_out = None
