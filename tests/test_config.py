@@ -116,8 +116,8 @@ def test_each_mistake_has_a_place_and_a_sentence(changes, place, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": {"heads": "shared"}}, 'use heads="separate", and open no outputs ahead'),
-        ({"training": {"protocol": "all outputs"}}, 'use heads="separate", and open no outputs ahead'),
+        ({"training": {"heads": "shared"}}, 'heads="separate"'),
+        ({"training": {"protocol": "all outputs"}}, "open no outputs ahead"),
         ({"model": "resnet18", "benchmark": "split-mnist"}, "made like a models.mlp or a models.convnet"),
     ],
 )
