@@ -81,6 +81,15 @@ class Account:
     debt: float = memory(float)
     steps: list[int] = memory(list)
 
+    @classmethod
+    def of(cls, budget: Budget | dict[str, float] | None, steps: int | None) -> Account:
+        """The account of a budget, or of so many steps. Raises ValueError for both at once."""
+        if steps is None:
+            return cls(of(budget))
+        if budget is not None:
+            raise ValueError("steps and a budget are two answers to one question: give one of them")
+        return cls(Steps(steps))
+
     @property
     def settings(self) -> dict[str, float] | None:
         """The budget as a plain value, `{"seconds": 60}`."""

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure import answers, checkpoint, checks, journal, models, optim, state
-from perdure.budget import Account, Budget, Steps
-from perdure.budget import of as budget_of
+from perdure.budget import Account, Budget
 from perdure.callbacks import Callback
 from perdure.data import Batch, Columns, Label, Rows, Task
 from perdure.inference import Means
@@ -48,7 +47,7 @@ class Learner(Offers):
     validation  share of each task's train rows that is held out and graded after each epoch
     patience    epochs without a better validation grade before a task ends; the best weights come back
     augment     function (inputs ready for the model, generator) -> inputs, for new and replayed rows alike
-    save_to     file for save points, written at task ends and every `save_every` seconds (then beside it: see `journal`)
+    save_to     file for save points, written at task ends and every `save_every` seconds (these in FILE.delta)
 
     Raises ValueError for what cannot work, before anything is trained.
     """
@@ -80,9 +79,7 @@ class Learner(Offers):
         save_every: float = 10.0,
     ) -> None:
         self.schedule = optim.Schedule.of(schedule)
-        if steps is not None and budget is not None:
-            raise ValueError("steps and a budget are two answers to one question: give one of them")
-        account = Account(budget_of(budget) if steps is None else Steps(steps))
+        account = Account.of(budget, steps)
         self.settings = Settings(
             scenario, objective, heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate, precision,
             validation, patience, optim.recorded(optimizer), account.settings,

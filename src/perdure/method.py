@@ -197,7 +197,7 @@ class Method:
         False  # trains on stored rows alone: a part that needs the stream is refused beside it
     )
     weighs: ClassVar[bool] = False  # gives rows weights, which a loop that is not ours has to multiply by
-    position = 0  # of the part in a composition: for a seed of its own
+    position = 0  # among the parts of its name in a composition: for a seed of its own
     owned = False  # set on the instance once a host has it: memories must not be shared
 
     # Shared hooks: in a composition every part speaks, in order.
@@ -299,8 +299,8 @@ class Compose(Method):
     parts: list[Method]
 
     def __post_init__(self) -> None:
-        for position, part in enumerate(self.parts):
-            part.position = position
+        for number, part in enumerate(self.parts):
+            part.position = sum(other.name == part.name for other in self.parts[:number])
         for hook in EXCLUSIVE:
             owners = [part.name for part in self.parts if overrides(part, hook)]
             if len(owners) > 1:
