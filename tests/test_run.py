@@ -199,6 +199,8 @@ def test_a_damaged_state_is_refused_with_a_sentence(tmp_path: Path):
     execute(made, tmp_path / "run")
     state = tmp_path / "run" / "cells" / "class-finetune-seed0" / "state.perdure"
     state.write_bytes(state.read_bytes()[:-9])
+    execute(made, tmp_path / "run")  # finished: it is not needed
+    (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(RequestError, match=r"state\.perdure.*or delete it: its cell begins anew"):
         execute(made, tmp_path / "run")
 

@@ -12,6 +12,7 @@ Column = Tensor | dict[str, Tensor]  # one tensor, or named tensors of equal len
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _SMALLEST_ALLOCATION = 1024  # rows
+_SHUFFLED = 4096  # below so many rows to draw among, shuffling them all is the fastest way to different ones
 # A user's column is stored as "column/x" or "column/x/tokens", so it never meets "key", "priority" or "new".
 _COLUMN = "column/"
 
@@ -89,7 +90,8 @@ class Memory:
             slots = _sample(kept, count, self._generator, kept)
         if len(slots) == 0:
             return {}
-        return _unflatten({name: kept.index_select(0, slots.to(kept.device)) for name, kept in self._store.items()})
+        users = {name: kept for name, kept in self._store.items() if name.startswith(_COLUMN)}
+        return _unflatten({name: kept.index_select(0, slots.to(kept.device)) for name, kept in users.items()})
 
     def all(self) -> dict[str, Column]:
         """Every row kept, in the order of the slots. These are views: read them before the next `add`."""
@@ -272,15 +274,18 @@ def _sample(total: int, count: int, generator: torch.Generator, free: int, barre
 
     `barred`, bool [total], leaves some out; `free` are left.
     """
-    if 4 * count > free or 8 * free < total:
+    if 4 * count > free or 8 * free < total or (barred is None and total < _SHUFFLED):
         numbers = torch.arange(total) if barred is None else (~barred).nonzero()[:, 0]
         return numbers[torch.randperm(len(numbers), generator=generator)[:count]]
     # A stream of independent draws without repetitions and barred numbers is a uniform ordered sample of the others;
     # cut it once it is long enough.
-    drawn = torch.empty(0, dtype=torch.int64)
+    more = count * total // free + count // 4 + 16
+    drawn = torch.randint(total, (more,), generator=generator)
+    if barred is None or not bool(barred[drawn[:count]].any()):
+        ordered = drawn[:count].sort().values
+        if not bool((ordered[1:] == ordered[:-1]).any()):  # as is likely among many: nothing to leave out
+            return drawn[:count]
     while True:
-        more = count * total // free + count // 4 + 16
-        drawn = torch.cat([drawn, torch.randint(total, (more,), generator=generator)])
         ordered, position = drawn.sort(stable=True)
         wanted = _run_starts(ordered)
         if barred is not None:
@@ -288,6 +293,7 @@ def _sample(total: int, count: int, generator: torch.Generator, free: int, barre
         distinct = position[wanted].sort().values
         if len(distinct) >= count:
             return drawn[distinct[:count]]
+        drawn = torch.cat([drawn, torch.randint(total, (more,), generator=generator)])
 
 
 def _run_starts(ordered: Tensor) -> Tensor:

@@ -92,8 +92,20 @@ class Run:
     found: dict[Key, tuple[CellPart, SecondsPart]] = field(default_factory=dict)
     jury: Learner | None = None
 
+    def recall(self) -> None:
+        """Takes what is finished from the results that are there."""
+        if self.folder.results.exists():
+            earlier = Results.read(self.folder.results)
+            for part in earlier.cells:
+                taken = earlier.seconds(part)
+                if part.complete and taken is not None:
+                    self.found[part.scenario, part.method, part.seed] = part, taken
+
     def learn(self, cell: Cell) -> bool:
         """Brings a cell from where it stands to its end, and notes what came out; whether there was anything to do."""
+        if cell.key in self.found:
+            self.screen.finish(cell.key, self.found[cell.key][0].steps)
+            return False
         experiment = self.plan.experiment
         record = Record(self.plan.stream, every=experiment.eval_every, infer=experiment.infer)
         learner = self.learner(cell, record)
@@ -209,6 +221,7 @@ def run(plan: Plan, out: Path, console: Console, fresh: bool = False) -> Results
     with folder.held(), threads(experiment.threads), Screen(console, expected) as screen:
         started = folder.claim({**plan.document, "data": data}, here, fresh)
         work = Run(plan, folder, screen, started, experiment.training.device)
+        work.recall()
         results = None
         for number, cell in enumerate(todo):
             try:
