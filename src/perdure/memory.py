@@ -281,10 +281,9 @@ def _sample(total: int, count: int, generator: torch.Generator, free: int, barre
     # cut it once it is long enough.
     more = count * total // free + count // 4 + 16
     drawn = torch.randint(total, (more,), generator=generator)
-    if barred is None or not bool(barred[drawn[:count]].any()):
-        ordered = drawn[:count].sort().values
-        if not bool((ordered[1:] == ordered[:-1]).any()):  # as is likely among many: nothing to leave out
-            return drawn[:count]
+    first = drawn[:count]
+    if len(set(first.tolist())) == count and (barred is None or not bool(barred[first].any())):
+        return first  # as is likely among many: nothing is to be left out
     while True:
         ordered, position = drawn.sort(stable=True)
         wanted = _run_starts(ordered)
