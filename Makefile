@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-browser clean
+.PHONY: help demo test test-browser bench clean
 
 help:
 	@echo "make demo          set up .venv and run the demonstration (Split MNIST, about a minute)"
 	@echo "make test          set up .venv with the test tools; lint, types and tests"
 	@echo "make test-browser  open a report in a real headless Chromium (installs Debian's, where it is missing)"
+	@echo "make bench         all benchmarks into BENCHMARKS.md (a quarter of an hour; make bench ONLY=steps: one of them)"
 	@echo "make clean         remove what the others made"
 
 demo: .venv/.installed
@@ -15,8 +16,8 @@ demo: .venv/.installed
 
 test: .venv/.installed-test
 	@echo "== lint"
-	.venv/bin/ruff check src tests tools
-	.venv/bin/ruff format --check src tests tools
+	.venv/bin/ruff check src tests tools benchmarks
+	.venv/bin/ruff format --check src tests tools benchmarks
 	@echo "== types"
 	.venv/bin/mypy
 	@echo "== tests"
@@ -25,6 +26,9 @@ test: .venv/.installed-test
 test-browser: .venv/.installed-browser
 	@command -v chromium >/dev/null || { echo "== installing chromium"; tools/install_chromium; }
 	.venv/bin/python -m pytest tests/browser -m browser
+
+bench: .venv/.installed-bench
+	.venv/bin/python benchmarks/run.py $(ONLY)
 
 .venv/.python:
 	@echo "== making .venv"
@@ -45,6 +49,11 @@ test-browser: .venv/.installed-browser
 .venv/.installed-browser: .venv/.installed-test
 	@echo "== installing the browser driver (once)"
 	@$(PIP) --editable '.[test,browser]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	@echo "== installing what draws the benchmarks (once)"
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Steps of the learner against bare loops: plain, with its defaults, with replay, with EWC, with many classes; evaluation."""
+"""Steps of the learner against bare loops: plain, defaults, replay, EWC, many classes; evaluation."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from perdure.checkpoint import clone
 from perdure.memory import ClassBalanced, Memory, Reservoir, Ring
 
 POLICIES = [Reservoir, ClassBalanced, Ring]
@@ -211,7 +212,7 @@ def test_stored_rows_are_copies_without_a_graph() -> None:
 def test_rows_that_do_not_fit_are_refused_and_change_nothing(columns: dict[str, Tensor], message: str) -> None:
     memory = Reservoir(4)
     memory.add({"x": torch.zeros(2, 4), "y": torch.zeros(2)})
-    before = memory.state()
+    before = clone(memory.state())
     with pytest.raises(ValueError, match=message):
         memory.add({**columns})
     assert same(before, memory.state())
@@ -316,7 +317,7 @@ def test_drawing_more_rows_than_there_are_gives_all_of_them_once() -> None:
 def test_a_round_trip_mid_stream_continues_bit_for_bit(policy: type[Memory], capacity: int | str) -> None:
     original = offered(policy(capacity, seed=3), [0, 9, 30])
     original.draw(4)
-    state = original.state()
+    state = clone(original.state())
     kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
     resumed = policy(capacity, seed=99)
     resumed.load_state(state)

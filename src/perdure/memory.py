@@ -98,8 +98,8 @@ class Memory:
         return _unflatten({name: tensor[: self._filled] for name, tensor in self._store.items()})
 
     def state(self) -> dict[str, Tensor | int | str]:
-        """A flat copy of everything that `load_state` needs to go on bit for bit; tensors hold the filled rows only."""
-        tensors = {name: tensor[: self._filled].clone() for name, tensor in self._store.items()}
+        """Everything that `load_state` needs to go on bit for bit, flat. Tensors are views of the rows kept."""
+        tensors = {name: tensor[: self._filled] for name, tensor in self._store.items()}
         return {
             "policy": type(self).__name__,
             "capacity": self.capacity,
