@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness import BUILD, HERE, Row, alone
 
@@ -23,6 +25,7 @@ PARTS = {
     "importances": "The Fisher information",
     "buffers": "The buffer",
     "growth": "A step at task 100",
+    "curves": "How cost grows",
     "saves": "Save points",
     "images": "Images",
     "program": "The program",
@@ -86,28 +89,58 @@ def written(found: dict[str, dict]) -> str:
 
 
 def drawn(name: str, rows: list[Row]) -> None:
-    """A bar for each row that has something to reach: how much of it was needed."""
+    """The picture of a part."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "perdure"
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row.reach] or rows
-    share = [row.median / (row.reach or 1) if row.direction == "at most" else row.reach / row.median for row in rows]
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.36 * len(rows)))
-    colours = ["#2a7d4f" if row.verdict.startswith(("PASS", "rep")) else "#b3452c" for row in rows]
-    axes.barh(range(len(rows)), share, color=colours, height=0.62)
-    axes.axvline(1.0, color="#555555", linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{row.work}" for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        "share of what was to be reached; left of the line is better" if rows[0].reach else "measured", fontsize=8
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = curves(pyplot, rows) if name == "curves" else bars(pyplot, rows)
     PICTURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURES / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
+
+
+def bars(pyplot: Any, rows: list[Row]) -> Any:
+    """A bar for each row that has something to reach: how much of it was needed."""
+    rows = [row for row in rows if row.reach] or rows
+    reached = any(row.reach for row in rows)
+    share = [row.median / (row.reach or 1) if row.direction == "at most" else row.reach / row.median for row in rows]
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.36 * len(rows)))
+    colours = ["#b3452c" if row.verdict.startswith("misses") else "#2a7d4f" for row in rows]
+    axes.barh(range(len(rows)), share, color=colours, height=0.62)
+    axes.axvline(1.0, color="#555555", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row.work for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    label = "share of what was to be reached; left of the line is better" if reached else "measured"
+    axes.set_xlabel(label, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def curves(pyplot: Any, rows: list[Row]) -> Any:
+    """Milliseconds a step and megabytes against what grows: two panels each, one line a method."""
+    kinds: dict[str, list[tuple[str, list[list[float]]]]] = {}
+    for row in rows:
+        name, _, what = row.work.partition(", ")
+        numbers = [[float(n) for n in re.findall(r"[\d.]+(?:e[+-]?\d+)?", point)] for point in row.note.split("; ")]
+        kinds.setdefault(what.split(" from ")[0], []).append((name, numbers))
+    figure, panels = pyplot.subplots(2, len(kinds), figsize=(3.4 * len(kinds), 5.6))
+    for place, (what, lines) in enumerate(kinds.items()):
+        for row, unit in enumerate(("ms a step", "MB of model and memory")):
+            axes = panels[row][place]
+            for name, points in lines:
+                axes.plot([p[0] for p in points], [p[1 + row] for p in points], marker="o", markersize=3, label=name)
+            axes.set_xscale("log")
+            axes.set_ylim(bottom=0)
+            axes.set_title(unit, fontsize=8)
+            axes.set_xlabel(what, fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0][place].legend(fontsize=6, frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 def main(only: list[str]) -> None:
