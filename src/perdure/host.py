@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perdure import checkpoint, optim
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
-from perdure.method import EXCLUSIVE, Clock, Method, overrides
+from perdure.method import EXCLUSIVE, Clock, Method, mark, overrides
 from perdure.objective import OBJECTIVES, Objective
 from perdure.seeds import seeded
 from perdure.spelling import one_of
@@ -197,6 +197,7 @@ class Attached(HostBase):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes what the method has learnt, as one safetensors file. The model and the optimizer are yours to save."""
+        mark(self.method)
         checkpoint.write(path, {
             "method": repr(self.method),
             "clock": vars(self.clock),

@@ -285,7 +285,7 @@ class Learner(Offers):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything from which learning goes on, as one safetensors file."""
-        checkpoint.write(path, state.collect(self), "learner")
+        checkpoint.write(path, state.SavePoint(self).tree, "learner")
 
     @classmethod
     def load(

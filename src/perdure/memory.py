@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from perdure.checkpoint import CheckpointError
+from perdure.disk import DiskRows
 
 Column = Tensor | dict[str, Tensor]  # one tensor, or named tensors of equal length
 
@@ -29,11 +34,14 @@ class Memory:
     Columns live on the device of the rows that were added first; decisions are taken on the CPU by an own generator,
     so the device does not change who is kept.
 
+    With `folder` the user's columns lie there in files, mapped into memory and not read whole: a memory may then be
+    larger than RAM. All rows of a column then have one shape. A state names the files and does not hold them.
+
     Errors: TypeError for a capacity that is no int or text; ValueError for one below one row, and for columns whose
     names, lengths, types or shapes do not fit.
     """
 
-    def __init__(self, capacity: int | str, seed: int = 0) -> None:
+    def __init__(self, capacity: int | str, seed: int = 0, folder: str | os.PathLike[str] | None = None) -> None:
         if isinstance(capacity, bool) or not isinstance(capacity, int | str):
             raise TypeError(f"capacity is {capacity!r}; give a whole number of rows, or bytes as in '10 MB'")
         self.capacity = capacity
@@ -47,6 +55,8 @@ class Memory:
         self._settled = 0  # the slots that were filled at the last `settle`, and how many of them still hold what
         self.past = 0  # they held then: rows of the past
         self._generator = torch.Generator().manual_seed(seed)
+        self.folder = folder
+        self._disk: DiskRows | None = None
 
     def __len__(self) -> int:
         return self._filled
@@ -62,6 +72,9 @@ class Memory:
         count = self._check(batch)
         batch |= {"new": torch.ones(count, dtype=torch.bool), **self._ranking(count, key)}
         self._fit(batch)
+        if self.folder is not None and self._disk is None:
+            self._disk = DiskRows.create(self.folder, self._limit, {n: t for n, t in batch.items() if _users(n)})
+            self._store |= self._disk.tensors
         rows, slots = self._choose(batch, count)
         self._write(batch, rows, slots)
         self.seen += count
@@ -90,16 +103,16 @@ class Memory:
             slots = _sample(kept, count, self._generator, kept)
         if len(slots) == 0:
             return {}
-        users = {name: kept for name, kept in self._store.items() if name.startswith(_COLUMN)}
+        users = {name: kept for name, kept in self._store.items() if _users(name)}
         return _unflatten({name: kept.index_select(0, slots.to(kept.device)) for name, kept in users.items()})
 
     def all(self) -> dict[str, Column]:
         """Every row kept, in the order of the slots. These are views: read them before the next `add`."""
         return _unflatten({name: tensor[: self._filled] for name, tensor in self._store.items()})
 
-    def state(self) -> dict[str, Tensor | int | str]:
+    def state(self) -> dict[str, Any]:
         """Everything that `load_state` needs to go on bit for bit, flat. Tensors are views of the rows kept."""
-        tensors = {name: tensor[: self._filled] for name, tensor in self._store.items()}
+        held = {name: tensor for name, tensor in self._store.items() if self._disk is None or not _users(name)}
         return {
             "policy": type(self).__name__,
             "capacity": self.capacity,
@@ -107,19 +120,34 @@ class Memory:
             "settled": self._settled,
             "past": self.past,
             "generator": self._generator.get_state(),
-            **tensors,
+            **({} if self._disk is None else {"disk": self._disk.state}),
+            **{name: tensor[: self._filled] for name, tensor in held.items()},
         }
 
-    def load_state(self, state: dict[str, Tensor | int | str]) -> None:
+    def mark(self) -> None:
+        """A save point is about to be taken: files can go back to this instant."""
+        if self._disk is not None:
+            self._disk.mark(self._filled)
+
+    def load_state(self, state: dict[str, Any]) -> None:
         """Become the memory that `state` was taken from; columns live on the device of its tensors."""
         for name, mine in (("policy", type(self).__name__), ("capacity", self.capacity)):
             if state[name] != mine:
                 raise ValueError(f"the state is of a memory with {name} {state[name]!r}, but this one has {mine!r}")
+        if (self.folder is not None) != ("disk" in state) and state["seen"]:
+            raise CheckpointError("rows of a memory lie in files where it has a folder, and in the state where not")
         tensors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
         self._generator.set_state(tensors.pop("generator").cpu())
         self.seen, self._settled, self.past = (int(state[name]) for name in ("seen", "settled", "past"))
         self._store = {name: t if name.startswith(_COLUMN) else t.cpu() for name, t in tensors.items()}
         self._filled = min((len(tensor) for tensor in tensors.values()), default=0)
+        if "disk" not in state and self._disk is not None:
+            self._disk.remove()  # back to before the first row
+        self._disk = None
+        if "disk" in state and self.folder is not None:
+            self._disk = DiskRows.open(self.folder, state["disk"], self._filled)
+            self._store |= self._disk.tensors
+            self._rows = self._disk.rows
 
     def _ranking(self, count: int, key: Tensor | None) -> dict[str, Tensor]:
         """The columns that the rule itself keeps beside the user's, on the CPU."""
@@ -154,6 +182,10 @@ class Memory:
         """Make every column as wide as its widest row, stored or offered, and keep a byte capacity true."""
         layout = {name: self._store[name] if name in self._store else new[:0] for name, new in batch.items()}
         widths = {name: max(_width(layout[name]), _width(new)) for name, new in batch.items()}
+        if self._disk is not None and any(_width(layout[name]) < width for name, width in widths.items()):
+            raise ValueError(
+                "rows on disk have one shape, and these are wider: give them one length, or leave folder out"
+            )
         if self._max_bytes is not None:
             row_bytes = sum(_row_bytes(_padded(tensor[:0], widths[name], name)) for name, tensor in layout.items())
             rows = self._max_bytes // row_bytes
@@ -169,6 +201,8 @@ class Memory:
 
     def _write(self, batch: dict[str, Tensor], rows: Tensor, slots: Tensor) -> None:
         needed = max(self._filled, int(slots.max()) + 1 if len(slots) else 0)
+        if self._disk is not None:
+            self._disk.before_writing(slots[slots < self._filled])
         self.past -= int((~self._store["new"][slots[slots < self._filled]]).sum())
         for name, stored in self._store.items():
             if needed > len(stored):
@@ -332,6 +366,11 @@ def _unflatten(flat: dict[str, Tensor]) -> dict[str, Column]:
         assert isinstance(parts, dict)
         parts[part] = tensor
     return columns
+
+
+def _users(name: str) -> bool:
+    """Whether a stored column is the user's, not the memory's own."""
+    return name.startswith(_COLUMN)
 
 
 def _width(tensor: Tensor) -> int:

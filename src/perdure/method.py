@@ -167,6 +167,15 @@ def load_state_of(holder: Any, state: dict[str, Any]) -> None:
             setattr(holder, f.name, state[f.name])
 
 
+def mark(method: Method) -> None:
+    """Says to memories in files that a save point is about to be taken."""
+    for part in _parts(method):
+        for f in memory_fields(part):
+            told = getattr(getattr(part, f.name), "mark", None)
+            if callable(told):
+                told()
+
+
 def memory_fields(holder: Any) -> list[dataclasses.Field[Any]]:
     """The fields made with `memory`; none for what is no dataclass."""
     if not dataclasses.is_dataclass(holder):

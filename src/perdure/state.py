@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perdure import methods, models, optim, structure
 from perdure.checkpoint import clone, placed
-from perdure.method import Clock, Compose, Method, load_state_of, memory_fields, state_of
+from perdure.method import Clock, Compose, Method, load_state_of, mark, memory_fields, state_of
 from perdure.seeds import seeded
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class SavePoint:
     """A copy of the state and of the model's structure, to go back to."""
 
     def __init__(self, learner: Learner) -> None:
+        mark(learner.method)
         self.tree = clone(collect(learner))
         self.structure = structure.capture(learner.model)
         self.taken = time.monotonic()

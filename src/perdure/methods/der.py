@@ -51,6 +51,8 @@ class DER(Rehearsal):
     def __post_init__(self) -> None:
         super().__post_init__()
         _not_negative("alpha", self.alpha)
+        if self.folder is not None:
+            raise ValueError(f"{self.name} changes what it has stored, which rows on disk do not: leave folder out")
         self.part, self.share = 0, 0.0
 
     def columns(self, host: Host, batch: Batch, outputs: Tensor | None) -> dict[str, Column]:

@@ -28,6 +28,8 @@ def whole_number(name: str, value: int | None) -> None:
 class Keeper(Method):
     """Keeps `capacity` rows of the stream ("10 MB" is a capacity too), each offered once, in its task's first epoch.
 
+    `folder` is a new folder for the rows, where they shall lie on disk: more than fit into RAM.
+
     A subclass says by which rule rows stay (`empty`), what is kept of them (`columns`), and what they are for. If it
     overrides `begin`, `replay`, `after_step` or `end`, it calls this class's.
     """
@@ -35,6 +37,7 @@ class Keeper(Method):
     needs_stream: ClassVar[bool] = True
 
     capacity: int | str = 2000
+    folder: str | None = None
     store: Memory = memory(lambda: Reservoir(1))
 
     def __post_init__(self) -> None:
@@ -48,7 +51,7 @@ class Keeper(Method):
 
     def empty(self, seed: int) -> Memory:
         """The store before anything is in it."""
-        return Reservoir(self.capacity, seed)
+        return Reservoir(self.capacity, seed, self.folder)
 
     def columns(self, host: Host, batch: Batch, outputs: Tensor | None) -> dict[str, Column]:
         """What is kept of rows of the open task; `outputs`: their scores at the step, None without training.
@@ -121,7 +124,7 @@ class Rehearsal(Keeper):
 
     def empty(self, seed: int) -> Memory:
         """By the policy."""
-        return POLICIES[self.policy](self.capacity, seed)
+        return POLICIES[self.policy](self.capacity, seed, self.folder)
 
     def count(self, batch: Batch) -> int:
         """How many stored rows go with a batch: as many as are new, unless `rows` says otherwise."""
