@@ -81,6 +81,7 @@ class Batch:
     weight  float32 [n]; None means all ones
     target  float32 [n, columns], soft labels over the learner's columns; a row of NaN means: use y
     origin  int64 [n]; None means all 0, the stream; k is the k-th part that added rows
+    parts   the largest origin, known without asking the device
     extra   further named columns
 
     Worked out by the host once all rows are there, and dropped when batches are joined:
@@ -94,6 +95,7 @@ class Batch:
     weight: Tensor | None = None
     target: Tensor | None = None
     origin: Tensor | None = None
+    parts: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
     columns: Tensor | None = None
     allowed: Tensor | None = None
@@ -124,6 +126,7 @@ class Batch:
             weight=None if self.weight is None else fn(self.weight),
             target=None if self.target is None else fn(self.target),
             origin=None if self.origin is None else fn(self.origin),
+            parts=self.parts,
             extra={name: fn(column) for name, column in self.extra.items()},
             columns=None if self.columns is None else fn(self.columns),
             allowed=None if self.allowed is None else fn(self.allowed),
@@ -133,7 +136,7 @@ class Batch:
     def past(columns: Mapping[str, Any], origin: int) -> Batch:
         """Rows out of a memory: columns x, y and task, and the part that added them."""
         task = columns["task"]
-        return Batch(x=columns["x"], y=columns["y"], task=task, origin=torch.full_like(task, origin))
+        return Batch(x=columns["x"], y=columns["y"], task=task, origin=torch.full_like(task, origin), parts=origin)
 
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
@@ -155,6 +158,7 @@ class Batch:
             weight=_fill(batches, [batch.weight for batch in batches], "weight", 1.0),
             target=_fill(batches, [batch.target for batch in batches], "target"),
             origin=_fill(batches, [batch.origin for batch in batches], "origin", 0),
+            parts=max(batch.parts for batch in batches),
             extra={name: _fill_known(batches, [batch.extra.get(name) for batch in batches], name) for name in names},
         )
 

@@ -64,7 +64,7 @@ class DER(Rehearsal):
         """Appends stored rows for their scores."""
         batch = super().replay(host, batch)
         self.part = 0
-        count, part = self.count(batch), 1 if batch.origin is None else int(batch.origin.max()) + 1
+        count, part = self.count(batch), batch.parts + 1
         taught = self.draw(host, count, part)
         if taught is None:
             return batch

@@ -103,7 +103,8 @@ class GenerativeReplay(Method):
         if self.apprentice.scholar is None or not len(new):
             return batch
         made = self._made(host, self.rows or len(new), new)
-        made.origin = torch.full_like(made.task, 1 if batch.origin is None else int(batch.origin.max()) + 1)
+        made.parts = batch.parts + 1
+        made.origin = torch.full_like(made.task, made.parts)
         assert isinstance(made.x, Tensor)
         self.lesson = new, made.x
         both = len(new) + len(made)

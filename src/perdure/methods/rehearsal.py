@@ -132,6 +132,5 @@ class Rehearsal(Keeper):
 
     def joined(self, host: Host, batch: Batch) -> Batch:
         """The batch with stored rows of earlier tasks appended, their origin a part of their own."""
-        part = 1 if batch.origin is None else int(batch.origin.max()) + 1
-        past = self.draw(host, self.count(batch), part)
+        past = self.draw(host, self.count(batch), batch.parts + 1)
         return batch if past is None else Batch.cat([batch, past])
