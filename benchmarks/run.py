@@ -24,6 +24,7 @@ PARTS = {
     "steps": "Steps and evaluation",
     "importances": "The Fisher information",
     "buffers": "The buffer",
+    "disk": "Larger than RAM",
     "growth": "A step at task 100",
     "curves": "How cost grows",
     "saves": "Save points",

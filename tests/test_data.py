@@ -486,3 +486,15 @@ def test_a_task_that_cannot_be_learnt_is_refused_at_once(arguments, error, words
     arguments = {"train": (X, [0, 1] * 3), **arguments}
     with pytest.raises(error, match=words):
         Task(**arguments)
+
+
+# ---- on an accelerator ----
+
+
+def test_rows_go_to_a_device_as_a_whole_if_they_fit():
+    rows = Rows(torch.arange(24).view(8, 3), ["a", "b"] * 4, columns={"age": range(8)}).select([5, 2, 7])
+    there = rows.on(torch.device("meta"), rows.bytes)
+    assert there.read(torch.tensor([0, 1])).device.type == "meta"
+    assert len(there) == 3 and there.shape == rows.shape and there.positions(("a", "b")).device.type == "meta"
+    assert rows.on(torch.device("meta"), rows.bytes - 1) is rows
+    assert rows.on(torch.device("cpu"), 10**9) is rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,6 +168,18 @@ class Rows:
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             raise IndexError(f"rows go from 0 to {len(self) - 1}; asked for {int(chosen.min())} to {int(chosen.max())}")
         return self._view(chosen if self._index is None else self._index[chosen], self._maps, self._checked)
+
+    def on(self, device: torch.device, most: int) -> Rows:
+        """The same rows with inputs and labels on a device, if they are tensors of at most `most` bytes; else these."""
+        storage = self._storage
+        if not isinstance(storage.source, Tensor | dict) or storage.device == device or self.bytes > most:
+            return self
+        index = slice(None) if self._index is None else self._index
+        source = column_map(lambda column: column[index].to(device), storage.source)
+        y = None if storage.y is None else storage.y[index].to(device)
+        rows = self._view(None, self._maps, self._checked)
+        rows._storage = replace(storage, source=source, y=y, device=device, columns={})
+        return rows
 
     def map(self, fn: Callable[[Columns], Columns]) -> Rows:
         """A view whose inputs go through `fn` each time they are read; `fn` must always give the same."""

@@ -114,7 +114,7 @@ class Learner(Offers):
         self.loss = torch.zeros((), device=self.device)
         self._finite = Finite(self.device)
         self._held_out: tuple[Rows, Task] | None = None
-        self._labelled: dict[int, tuple[Rows, Tensor | None]] = {}
+        self._labelled, self._nearby = {}, {}
         self._point: state.SavePoint | None = None
 
     # ---- learning ----
@@ -388,6 +388,7 @@ class Learner(Offers):
                 self._journal.close()
             self._finite.reset()
             self._labelled.clear()
+            self._nearby.clear()
             self._point = self._held_out = None
 
     def _measure_size(self) -> None:

@@ -25,6 +25,7 @@ class Offers(HostBase):
     number: int
     stopper: Stopper
     _labelled: dict[int, tuple[Rows, Tensor | None]]
+    _nearby: dict[int, tuple[Rows, Rows]]
 
     @property
     def columns(self) -> int:
@@ -43,10 +44,11 @@ class Offers(HostBase):
 
     def read(self, rows: Rows, index: Tensor) -> Batch:
         """Rows of the open task, on the device, their inputs still raw."""
+        rows = self._near(rows)
         x = column_map(lambda column: column.to(self.device, non_blocking=True), rows.read(index))
         y = self._positions(rows)
         task = torch.full((len(index),), self.number, device=self.device)
-        return Batch(x=x, y=None if y is None else y[index].to(self.device), task=task)
+        return Batch(x=x, y=None if y is None else y[index.to(y.device)].to(self.device), task=task)
 
     def ready(self, batch: Batch) -> Batch:
         """The batch with inputs converted, and with columns and allowed columns."""
@@ -93,6 +95,15 @@ class Offers(HostBase):
         drawn = {name: column_map(lambda part: part[old.to(part.device)], column) for name, column in past.items()}
         stored = Batch.past(drawn, origin=1)
         return Batch.cat([self.read(rows, new), stored]) if len(new) else stored
+
+    def _near(self, rows: Rows) -> Rows:
+        """The rows on an accelerator, where they fit into half of what is free there; moved once a task."""
+        if self.device.type != "cuda":
+            return rows
+        if id(rows) not in self._nearby:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            self._nearby[id(rows)] = rows, rows.on(self.device, free // 2)
+        return self._nearby[id(rows)][1]
 
     def _positions(self, rows: Rows) -> Tensor | None:
         """The rows' labels as positions, worked out once a task."""
