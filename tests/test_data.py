@@ -498,3 +498,12 @@ def test_rows_go_to_a_device_as_a_whole_if_they_fit():
     assert len(there) == 3 and there.shape == rows.shape and there.positions(("a", "b")).device.type == "meta"
     assert rows.on(torch.device("meta"), rows.bytes - 1) is rows
     assert rows.on(torch.device("cpu"), 10**9) is rows
+
+
+def test_a_slice_is_read_like_its_numbers_and_copies_nothing_where_it_need_not():
+    x = torch.arange(24).view(8, 3)
+    for rows in (Rows(x), Rows(x).select([5, 2, 7, 1]), Rows(x).map(lambda a: a + 1), Rows([(row, 0) for row in x])):
+        for part in (slice(0, 3), slice(2, 99), slice(3, 3)):
+            index = torch.arange(len(rows))[part]
+            assert torch.equal(rows.read(part), rows.read(index))
+    assert Rows(x).read(slice(2, 5)).data_ptr() == x[2:5].data_ptr()

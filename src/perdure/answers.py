@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perdure import inference
-from perdure.data import Batch, Columns, Label, Rows, Task, chunks, column_map
+from perdure.data import Batch, Columns, Label, Rows, Task, column_map
 from perdure.models import evaluating
 from perdure.spelling import guess
 
@@ -114,8 +114,8 @@ def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[
     rows.check()
     _refuse_other_bytes(learner, rows)
     with evaluating(learner.model):
-        for index in chunks(torch.arange(len(rows)), CHUNK):
-            x = convert(rows.read(index), learner.device)
+        for start in range(0, len(rows), CHUNK):
+            x = convert(rows.read(slice(start, start + CHUNK)), learner.device)
             try:
                 with learner.autocast():
                     scores = learner.method.predict(learner, x, number)

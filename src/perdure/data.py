@@ -139,9 +139,13 @@ class Rows:
         table = self._table(tuple(classes))
         return self._y() if table is None else table[self._y()]
 
-    def read(self, index: Tensor) -> Columns:
-        """The raw inputs at `index`, one index operation per column."""
+    def read(self, index: Tensor | slice) -> Columns:
+        """The raw inputs at `index`, one index operation per column; of a slice, where it can be, a view."""
         source, device = self._storage.source, self._storage.device
+        if isinstance(index, slice):
+            if self._index is None and isinstance(source, Tensor | dict) and not self._maps:
+                return column_map(lambda column: column[index], source)
+            index = torch.arange(len(self))[index]
         index = index.to(device)
         if self._index is not None:
             index = self._index.index_select(0, index)
