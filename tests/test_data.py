@@ -502,7 +502,12 @@ def test_rows_go_to_a_device_as_a_whole_if_they_fit():
 
 def test_a_slice_is_read_like_its_numbers_and_copies_nothing_where_it_need_not():
     x = torch.arange(24).view(8, 3)
-    for rows in (Rows(x), Rows(x).select([5, 2, 7, 1]), Rows(x).map(lambda a: a + 1), Rows([(row, 0) for row in x])):
+    for rows in (
+        Rows(x),
+        Rows(x).select([5, 2, 7, 1]),
+        Rows(x).map(lambda a: a + 1),
+        Rows(torch.utils.data.TensorDataset(x, x[:, 0] % 2)),
+    ):
         for part in (slice(0, 3), slice(2, 99), slice(3, 3)):
             index = torch.arange(len(rows))[part]
             assert torch.equal(rows.read(part), rows.read(index))
