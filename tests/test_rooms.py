@@ -24,7 +24,7 @@ FLOORS = [
     {"state"},
     {"learner"},
     {"report"},
-    {"experiment"},
+    {"experiment", "store"},
     {"cli"},
 ]
 
