@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from perdure.data import Batch, Columns, Rows, Task, chunks
+from perdure.fields import load_state_of as load_state_of
+from perdure.fields import memory as memory
+from perdure.fields import memory_fields as memory_fields
+from perdure.fields import state_of as state_of
 from perdure.objective import Objective
 
 EXCLUSIVE = ("fit", "task_loss", "predict")
@@ -143,30 +147,6 @@ def sampled(host: Host, rows: Rows, count: int, name: str, chunk: int = 512) -> 
         yield host.ready(host.read(rows, index))
 
 
-def memory(factory: Callable[[], Any]) -> Any:
-    """A field that is learnt, not set: kept in checkpoints, absent from the constructor and from the settings.
-
-    It may hold tensors, numbers, strings, lists and dicts of them, or an object with `state()` and `load_state(state)`.
-    """
-    return dataclasses.field(default_factory=factory, init=False, repr=False, compare=False, metadata={"memory": True})
-
-
-def state_of(holder: Any) -> dict[str, Any]:
-    """The memory fields of a method or callback, as a tree of tensors and plain values."""
-    values = {f.name: getattr(holder, f.name) for f in memory_fields(holder)}
-    return {name: value.state() if hasattr(value, "load_state") else value for name, value in values.items()}
-
-
-def load_state_of(holder: Any, state: dict[str, Any]) -> None:
-    """Puts back what `state_of` gave."""
-    for f in memory_fields(holder):
-        value = getattr(holder, f.name)
-        if hasattr(value, "load_state"):
-            value.load_state(state[f.name])
-        else:
-            setattr(holder, f.name, state[f.name])
-
-
 def mark(method: Method) -> None:
     """Says to memories in files that a save point is about to be taken."""
     for part in _parts(method):
@@ -174,13 +154,6 @@ def mark(method: Method) -> None:
             told = getattr(getattr(part, f.name), "mark", None)
             if callable(told):
                 told()
-
-
-def memory_fields(holder: Any) -> list[dataclasses.Field[Any]]:
-    """The fields made with `memory`; none for what is no dataclass."""
-    if not dataclasses.is_dataclass(holder):
-        return []
-    return [f for f in dataclasses.fields(holder) if f.metadata.get("memory")]
 
 
 @dataclass(eq=False)
