@@ -26,7 +26,7 @@ def mark(key: str, content: bytes) -> int:
 
 @dataclass(frozen=True)
 class Division:
-    """Rows by side: numbers of those to learn from, and of those to examine with (each content once) with their marks."""
+    """Rows by side: the numbers of those to learn from, and of those to examine with, each content once, and marks."""
 
     learn: list[int]
     examine: list[int]
