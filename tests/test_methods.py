@@ -87,8 +87,8 @@ every_quadratic = pytest.mark.parametrize("make", QUADRATIC.values(), ids=QUADRA
 
 
 @every_quadratic
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_pull_is_the_gradient_of_the_value(make: Callable[..., Quadratic], normalise: bool) -> None:
+@pytest.mark.parametrize("normalise", [True, "sum", False])
+def test_the_pull_is_the_gradient_of_the_value(make: Callable[..., Quadratic], normalise: bool | str) -> None:
     method = make(strength=3.0, normalise=normalise, decay=0.7)
     host = learnt(method, network(), tasks=3)
     pull = projected(method, host)
@@ -110,8 +110,10 @@ def test_the_value_is_half_strength_times_importance_times_the_squared_distance(
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.7])
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_precision_weighted_mean_is_the_sum_of_all_anchors_and_a_constant(decay: float, normalise: bool) -> None:
+@pytest.mark.parametrize("normalise", [True, "sum", False])
+def test_the_precision_weighted_mean_is_the_sum_of_all_anchors_and_a_constant(
+    decay: float, normalise: bool | str
+) -> None:
     model = network()
     kinds = [methods.EWC(anchor=a, strength=2.0, decay=decay, normalise=normalise) for a in ("mean", "each")]
     hosts = [host_of(kind, model) for kind in kinds]
@@ -133,10 +135,10 @@ def test_the_precision_weighted_mean_is_the_sum_of_all_anchors_and_a_constant(de
 
 
 @every_quadratic
-def test_normalised_the_penalty_does_not_grow_with_the_number_of_tasks(make: Callable[..., Quadratic]) -> None:
+def test_only_the_mean_over_the_tasks_does_not_grow_with_their_number(make: Callable[..., Quadratic]) -> None:
     values = {}
     for tasks in (1, 3):
-        for normalise in (True, False):
+        for normalise in (True, "sum", False):
             method, model = make(strength=2.0, normalise=normalise), network()
             host = host_of(method, model)
             for _ in range(tasks):
@@ -144,7 +146,9 @@ def test_normalised_the_penalty_does_not_grow_with_the_number_of_tasks(make: Cal
             move(model, 77, 0.5)
             values[tasks, normalise] = float(method.quadratic_value(host).detach())
     assert values[3, True] == pytest.approx(values[1, True])
-    assert values[3, False] == pytest.approx(3 * values[1, False])
+    for normalise in ("sum", False):
+        assert values[3, normalise] == pytest.approx(3 * values[1, normalise])
+    assert values[1, "sum"] == pytest.approx(values[1, True]) != pytest.approx(values[1, False])
 
 
 def test_with_decay_old_importances_fade_once_a_task() -> None:

@@ -26,15 +26,20 @@ class Quadratic(Method):
                      p += w / (1 + w) * (centre - p) with w = lr * strength * importance: stable at any strength; Adam
                      does not rescale it, so that its strengths are larger
 
-    `importance` and `centre` have the parameters' names and shapes. With `normalise` a task's importances are divided
-    by their mean, and the tasks' sum by their number, which gives `strength` one scale for all models and streams (see
-    docs/strength.md); without it importances are as measured, and summed. Cost: three passes over the parameters a
-    step, whatever the number of tasks. Memory: two tensors a parameter.
+    `importance` and `centre` have the parameters' names and shapes.
+
+    normalise=True   a task's importances are divided by their mean, and the tasks' sum by their number: one scale of
+                     strengths for all models, and for streams of any length (see docs/strength.md)
+    normalise="sum"  they are divided by their mean, and summed, as the papers sum: what was chosen on a few tasks
+                     protects each of many as much; a long stream needs decay < 1, or stiffens the model
+    normalise=False  as measured, and summed: the papers'
+
+    Cost: three passes over the parameters a step, whatever the number of tasks. Memory: two tensors a parameter.
     """
 
     strength: float = 0.1
     decay: float = 1.0
-    normalise: bool = True
+    normalise: bool | Literal["sum"] = True
     pull: Literal["gradient", "proximal"] = "gradient"
     importance: Weights = memory(dict)
     centre: Weights = memory(dict)
@@ -48,6 +53,7 @@ class Quadratic(Method):
                 f"decay is {self.decay}; it must lie between 0 (only the last task) and 1 (all tasks alike)"
             )
         one_of("pull", self.pull, ("gradient", "proximal"))
+        one_of("normalise", self.normalise, (True, False, "sum"))
 
     def measure(self, host: Host, task: Task) -> Weights:
         """The importance of each parameter for the task just learnt."""
@@ -83,8 +89,8 @@ class Quadratic(Method):
 
     @property
     def share(self) -> float:
-        """The strength of the summed importances: with `normalise`, their sum counts as their mean over the tasks."""
-        return self.strength / self.count if self.normalise and self.count else self.strength
+        """The strength of the summed importances: with `normalise=True` their sum counts as their mean."""
+        return self.strength / self.count if self.normalise is True and self.count else self.strength
 
     def measured(self, host: Host, task: Task) -> Weights:
         """What `measure` says, normalised if so set."""
