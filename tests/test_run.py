@@ -73,7 +73,7 @@ def test_every_cell_is_in_the_results_seed_by_seed(tmp_path: Path):
 def test_the_numbers_are_those_of_the_learners(tmp_path: Path):
     found, _ = execute(planned(methods=["replay"], scenarios=["class"]), tmp_path / "run")
     (cell,) = found["cells"]
-    assert cell["settings"] == {"capacity": 2000, "rows": None, "policy": "reservoir"}
+    assert cell["settings"] == {"capacity": 2000, "folder": None, "rows": None, "policy": "reservoir"}
     assert cell["title"] == "Experience replay"
     assert cell["steps"] == 2 * 2 * 3  # tasks, epochs, batches of 8 out of 20 rows
     assert cell["memory_bytes"] > 40 * 6 * 4

@@ -292,7 +292,7 @@ def _settings(line: Line, results: Results, old: bool) -> str:
     cell = next(iter(_cells(line.row.label, line, results).values()))
     common = line.table.experiment.get("training", {})
     own = {} if old else {k: v for k, v in line.document()["training"].items() if common.get(k) != v}
-    plain = {k: v for k, v in {**cell.settings, **own}.items() if not isinstance(v, dict | list)}
+    plain = {k: v for k, v in {**cell.settings, **own}.items() if v is not None and not isinstance(v, dict | list)}
     return ", ".join(f"{key} {_short(value)}" for key, value in plain.items())
 
 
