@@ -87,8 +87,7 @@ class Learner(Offers):
         checks.parts(model, method, self.settings)
         given, model = model, method.remodel(model)
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        # The last of what may be refused: nothing has changed so far.
-        trained_by = optim.make(optimizer, model, remade=model is not given)
+        trained_by = optim.make(optimizer, model, remade=model is not given)  # refuses last: nothing has changed so far
         super().__init__(model, method, self.settings.goal, place, seed)
         method.owned = True
         self.callbacks, self.augment, self.save_to, self.save_every = list(callbacks), augment, save_to, save_every
@@ -98,11 +97,8 @@ class Learner(Offers):
             models.initialise(model, self.generator("weights", "cpu"))
         model.to(self.device)
         self.optimizer = trained_by
-        self.relabel([])
         pretrained = list(getattr(model, "classes", ()))
-        if pretrained:
-            self.labels.open("pretrained", pretrained)
-            self.labels.to(self.device)
+        self.relabel([["pretrained", pretrained, False]] if pretrained else [])
         self.inputs: dict[str, list[Any]] | None = None
         self._begin_scratch()
         self._measure_size()
