@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # Each room may import from the floors below its own, and from no other. `perdure/__init__.py` is the door to all.
 FLOORS = [
-    {"seeds", "spelling", "batch", "checkpoint", "fields"},
+    {"seeds", "spelling", "batch", "checkpoint", "fields", "clock"},
     {"sources", "optim", "augment", "journal", "disk"},
     {"data"},
     {"objective", "models", "memory", "labels", "datasets"},

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from perdure import checkpoint, optim
+from perdure.clock import Clock
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
-from perdure.method import EXCLUSIVE, Clock, Method, mark, overrides
+from perdure.method import EXCLUSIVE, Method, mark, overrides
 from perdure.objective import OBJECTIVES, Objective
 from perdure.seeds import seeded
 from perdure.spelling import one_of

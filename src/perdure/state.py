@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from perdure import methods, models, optim, structure
 from perdure.checkpoint import clone, placed
-from perdure.method import Clock, Compose, Method, load_state_of, mark, memory_fields, state_of
+from perdure.clock import Clock
+from perdure.method import Compose, Method, load_state_of, mark, memory_fields, state_of
 from perdure.seeds import seeded
 
 if TYPE_CHECKING:

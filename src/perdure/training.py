@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perdure.clock import Clock
 from perdure.data import Rows, Task, chunks
 from perdure.labels import SCENARIOS
-from perdure.method import Clock, memory
+from perdure.method import memory
 from perdure.objective import OBJECTIVES, Objective
 from perdure.optim import Schedule
 from perdure.seeds import seeded
