@@ -66,9 +66,48 @@ def test_a_save_point_that_the_files_have_left_behind_is_refused(tmp_path):
     memory.add(batch(0, 9))
     memory.mark()
     state = clone(memory.state())
-    for _ in range(4):
+    for number in range(4):
         memory.mark()
+        memory.add(batch(9 + 9 * number, 9))
     with pytest.raises(CheckpointError, match="moved on"):
+        Reservoir(12, 0, tmp_path / "rows").load_state(state)
+
+
+def test_marks_without_a_change_between_them_are_one(tmp_path):
+    memory = Reservoir(12, 0, tmp_path / "rows")
+    memory.add(batch(0, 9))
+    memory.mark()
+    state, kept = clone(memory.state()), {name: column.clone() for name, column in memory.all().items()}
+    for _ in range(9):  # as by learner.save, again and again
+        memory.mark()
+    again = Reservoir(12, 0, tmp_path / "rows")
+    again.load_state(state)
+    assert same(again.all(), kept)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"uint8"', '"load"'), ('"columns"', '"column"'), ('"rows": 12', '"rows": 13'), ("{", "[")]
+)
+def test_a_changed_description_of_the_files_is_refused(old, new, tmp_path):
+    memory = Reservoir(12, 0, tmp_path / "rows")
+    memory.add(batch(0, 9))
+    head = tmp_path / "rows" / "rows.json"
+    head.write_text(head.read_text().replace(old, new, 1))
+    with pytest.raises(CheckpointError):
+        Reservoir(12, 0, tmp_path / "rows").load_state(clone(memory.state()))
+
+
+def test_a_damaged_log_is_refused(tmp_path):
+    memory = Reservoir(12, 0, tmp_path / "rows")
+    memory.add(batch(0, 12))
+    memory.mark()
+    state = clone(memory.state())
+    memory.add(batch(12, 30))
+    (log,) = (p for p in (tmp_path / "rows").glob("log-*") if p.stat().st_size)
+    data = bytearray(log.read_bytes())
+    data[8:16] = (10**6).to_bytes(8, "little")
+    log.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="damaged"):
         Reservoir(12, 0, tmp_path / "rows").load_state(state)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from perdure.checkpoint import CheckpointError, replace_file
 
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)}  # fmt: skip
 KEPT = 2  # save points whose log is kept: the last one, and the one before while the last is being written
 
 
@@ -30,6 +35,7 @@ class DiskRows:
         self.tensors: dict[str, Tensor] = {}
         self.id, self.number = "", 0
         self._logged = torch.zeros(0, dtype=torch.bool)  # slots that are in this mark's log, or were empty at the mark
+        self._marked: int | None = None  # how many rows there were at the mark; None once any of them was overwritten
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], rows: int, columns: dict[str, Tensor]) -> DiskRows:
@@ -50,13 +56,16 @@ class DiskRows:
         """The files as they were at the mark in `state`. Raises CheckpointError where they are not there, or others."""
         try:
             head = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found, layout = (
+                cls(folder, int(head["rows"])),
+                [(name, kind, [*shape]) for name, kind, shape in head["columns"]],
+            )
+            found.id = head["id"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the rows of this memory are not in {folder}: {error}") from error
-        if head["id"] != state["id"]:
+        if found.id != state["id"]:
             raise CheckpointError(f"{folder} holds the rows of another memory")
-        found = cls(folder, int(head["rows"]))
-        found.id = head["id"]
-        found._map(head["columns"])
+        found._map(layout)
         found.back_to(int(state["number"]), filled)
         return found
 
@@ -73,8 +82,13 @@ class DiskRows:
         return {"id": self.id, "number": self.number}
 
     def mark(self, filled: int) -> int:
-        """From here on one can go back to this instant, when `filled` rows were there; the number of the mark."""
-        self.number += 1
+        """From here on one can go back to this instant, when `filled` rows were there; the number of the mark.
+
+        Where nothing has changed since the last mark, it is that one.
+        """
+        if self._marked == filled:
+            return self.number
+        self.number, self._marked = self.number + 1, filled
         self._logged = torch.ones(self.rows, dtype=torch.bool)
         self._logged[:filled] = False
         self._log(self.number).write_bytes(b"")
@@ -91,7 +105,7 @@ class DiskRows:
             data = b"".join(parts)
             with open(self._log(self.number), "ab") as file:
                 file.write(len(slots).to_bytes(8, "little") + data)
-            self._logged[slots] = True
+            self._logged[slots], self._marked = True, None
 
     def back_to(self, number: int, filled: int) -> None:
         """Puts back what was overwritten since a mark, and marks anew. Raises CheckpointError where that is too old."""
@@ -104,12 +118,14 @@ class DiskRows:
                     self.tensors[name][slots] = values
         for log in logs:
             self._log(log).unlink()
-        self.number = number - 1
+        self.number, self._marked = number - 1, None
         self.mark(filled)
 
-    def _map(self, layout: list[Any]) -> None:
+    def _map(self, layout: Sequence[Any]) -> None:
         for place, (name, kind, shape) in enumerate(layout):
-            dtype = getattr(torch, kind)
+            if kind not in DTYPES:
+                raise CheckpointError(f"{self.folder}: column {name!r} holds {kind!r}, which is no type of numbers")
+            dtype = DTYPES[kind]
             count = self.rows * max(1, torch.Size(shape).numel())
             path = self.folder / f"column-{place}"
             if not path.exists():
@@ -129,6 +145,8 @@ class DiskRows:
                 break
             at += 8
             slots = torch.frombuffer(bytearray(data[at : at + 8 * count]), dtype=torch.int64)
+            if count and not 0 <= int(slots.min()) <= int(slots.max()) < self.rows:
+                raise CheckpointError(f"{self._log(log)} is damaged: use an earlier copy of the folder")
             at += 8 * count
             rows = {}
             for name in sorted(self.tensors):
