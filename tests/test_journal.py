@@ -100,7 +100,8 @@ def test_many_small_changes_become_a_whole_file_again(tmp_path):
 
 def test_a_delta_of_an_earlier_whole_file_is_left_alone(tmp_path):
     path, first = tmp_path / "state", tree()
-    second, third = changed(first, [3]), changed(first, [3, 4])
+    second = changed(first, [3])
+    third = changed(second, [4])
     written(path, first, second)
     stale = (tmp_path / "state.delta").read_bytes()
     written(path, third)

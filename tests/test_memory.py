@@ -361,3 +361,15 @@ def test_torch_global_generator_is_left_alone() -> None:
 def test_a_capacity_that_is_no_size_is_refused_at_once(capacity: object):
     with pytest.raises(TypeError, match="give a whole number of rows"):
         Reservoir(capacity)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_among_many_rows_too_no_row_is_drawn_twice(past: bool) -> None:
+    memory = Reservoir(20_000, seed=1)
+    memory.add({"number": torch.arange(20_000)})
+    memory.settle()
+    memory.add({"number": torch.arange(20_000, 30_000)})
+    for _ in range(5):
+        drawn = memory.draw(2000, past=past)["number"]
+        assert isinstance(drawn, Tensor) and len(drawn.unique()) == 2000
+        assert not past or drawn.max() < 20_000

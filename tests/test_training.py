@@ -11,8 +11,9 @@ from torch import nn
 from trees import differences, snapshot
 
 from perdure import Callback, Learner, Method, Rows, Task, answers, methods, models
+from perdure.clock import Clock
 from perdure.optim import OPTIMIZERS
-from perdure.training import batches_of, hold_out
+from perdure.training import Finite, batches_of, hold_out
 
 SGD = {"name": "sgd", "lr": 0.1}
 
@@ -490,3 +491,18 @@ def test_augmentation_draws_from_a_generator_of_the_learner_that_goes_on():
         runs.append(found)
     assert runs[0] == runs[1] != runs[2]
     assert len(set(runs[0])) == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_whatever_is_not_finite_is_noticed_and_large_numbers_are_not(value):
+    for bad in (torch.tensor(value), torch.tensor([1.0, value])):
+        finite = Finite(torch.device("cpu"))
+        for large in (3e38, 3e38, -3e38):
+            finite.note(torch.tensor(large), torch.tensor([large, large]))
+        finite.refuse(Clock())
+        finite.note(bad)
+        finite.note(torch.tensor(1.0))
+        with pytest.raises(FloatingPointError):
+            finite.refuse(Clock())
+        finite.reset()
+        finite.refuse(Clock())

@@ -113,7 +113,7 @@ class DiskRows:
         if not logs or logs[-1] != number:
             raise CheckpointError(f"the rows in {self.folder} have moved on since this save point")
         for log in logs:
-            for slots, rows in reversed(self._records(log)):
+            for slots, rows in self._records(log):  # a slot stands in a log once
                 for name, values in rows.items():
                     self.tensors[name][slots] = values
         for log in logs:
