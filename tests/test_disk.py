@@ -46,10 +46,11 @@ def test_one_can_go_back_to_a_mark(policy, later, tmp_path):
     memory.add(batch(0, 9), torch.arange(9) % 3)
     memory.mark()
     state, kept = clone(memory.state()), {name: column.clone() for name, column in memory.all().items()}
-    memory.add(batch(9, 20), torch.arange(9, 29) % 3)
+    for start in (9, 29, 49):  # slots are overwritten more than once
+        memory.add(batch(start, 20), torch.arange(start, start + 20) % 3)
     for turn in range(later):
         memory.mark()
-        memory.add(batch(40 + 9 * turn, 9), torch.arange(9) % 3)
+        memory.add(batch(70 + 9 * turn, 9), torch.arange(9) % 3)
     assert not same(memory.all(), kept)
     again = policy(12, 0, tmp_path / "rows")
     again.load_state(state)
