@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from perdure.store.exams import divide, mark, new_key, pixel_content, table_content, text_content, thinned
+from perdure.recipes.contents import pixel_content, table_content, text_content
+from perdure.store.exams import divide, mark, new_key, thinned
 
 KEY = "00" * 32
 

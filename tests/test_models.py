@@ -120,8 +120,8 @@ def test_a_recipe_survives_json_and_builds_the_same_model(make):
 
 def test_every_model_in_the_table_is_named_as_its_recipe_says():
     base = {"name": "mlp", "settings": {"inputs": 4}}
-    needed = {"mlp": {"inputs": 4}, "columns": {"base": base}, "modular": {"base": base}}
-    assert set(models.MODELS) == {"columns", "convnet", "mlp", "modular", "resnet18"}
+    needed = {"mlp": {"inputs": 4}, "columns": {"base": base}, "modular": {"base": base}, "tabular": {"numbers": 4}}
+    assert set(models.MODELS) == {"columns", "convnet", "mlp", "modular", "resnet18", "tabular", "text"}
     for name, factory in models.MODELS.items():
         assert factory(**needed.get(name, {})).recipe["name"] == name
 

@@ -82,10 +82,11 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes renames in the folder last, where the system can be asked to."""
     if os.name != "posix":  # Windows cannot open a folder; its rename is journalled
         return
     handle = os.open(folder, os.O_RDONLY)

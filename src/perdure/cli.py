@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perdure import cli_store
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,6 +57,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_runs(commands)
     _add_proofs(commands)
     _add_views(commands)
+    cli_store.add(commands)
     return parser, list(commands.choices)
 
 

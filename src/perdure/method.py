@@ -131,6 +131,7 @@ class Method:
     hides_stream: ClassVar[bool] = (
         False  # trains on stored rows alone: a part that needs the stream is refused beside it
     )
+    keeps_rows: ClassVar[bool] = False  # stores rows of the past, which not everybody may
     weighs: ClassVar[bool] = False  # gives rows weights, which a loop that is not ours has to multiply by
     position = 0  # among the parts of its name in a composition: for a seed of its own
     owned = False  # set on the instance once a host has it: memories must not be shared

@@ -18,6 +18,7 @@ import perdure
 from perdure.checkpoint import replace_file
 from perdure.experiment.results import MachinePart, Results
 from perdure.experiment.settings import RequestError
+from perdure.lock import BusyError, held
 
 
 class FolderError(RequestError):
@@ -55,18 +56,14 @@ class Folder:
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"{self.path} is a file; a run needs a folder, take another with --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            if sys.platform != "win32":
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    said = f"another process runs in {self.path}; wait for it, or take another folder with --out"
-                    raise FolderError(said) from None
-            for half_written in [*self.path.glob(".*.tmp"), *self.path.glob("cells/*/.*.tmp")]:
-                half_written.unlink()  # of a process that was killed: nobody else writes here now
-            yield
+        try:
+            with held(self.path):
+                for half_written in [*self.path.glob(".*.tmp"), *self.path.glob("cells/*/.*.tmp")]:
+                    half_written.unlink()  # of a process that was killed: nobody else writes here now
+                yield
+        except BusyError:
+            said = f"another process runs in {self.path}; wait for it, or take another folder with --out"
+            raise FolderError(said) from None
 
     def claim(self, experiment: Mapping[str, Any], machine: MachinePart, fresh: bool) -> str:
         """Takes the folder for an experiment, new or the same as before; gives the time when it began.

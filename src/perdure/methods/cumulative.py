@@ -29,6 +29,7 @@ class Cumulative(Method):
     title: ClassVar[str] = "Cumulative replay"
     paper: ClassVar[str] = "Prabhu et al. 2023, arXiv:2303.11165"
     cost: ClassVar[str] = "a step; every row is kept"
+    keeps_rows: ClassVar[bool] = True
 
     store: Memory = memory(lambda: Reservoir(1 << 62))
 

@@ -36,6 +36,7 @@ class GDumb(Method):
     cost: ClassVar[str] = "a step; `capacity` rows; a copy of the weights"
     objectives: ClassVar[tuple[str, ...]] = ("classification",)
     hides_stream: ClassVar[bool] = True
+    keeps_rows: ClassVar[bool] = True
 
     capacity: int | str = 2000
     store: Memory = memory(lambda: ClassBalanced(1))

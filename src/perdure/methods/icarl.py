@@ -44,6 +44,7 @@ class ICaRL(Method):
     title: ClassVar[str] = "iCaRL"
     paper: ClassVar[str] = "Rebuffi et al. 2017, arXiv:1611.07725"
     cost: ClassVar[str] = "a step and a forward pass; after a task a forward pass over its rows; `capacity` rows"
+    keeps_rows: ClassVar[bool] = True
     scenarios: ClassVar[tuple[str, ...]] = ("class",)
     objectives: ClassVar[tuple[str, ...]] = ("classification",)
 

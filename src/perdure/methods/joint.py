@@ -24,6 +24,7 @@ class Joint(Method):
     paper: ClassVar[str] = "Caruana 1997 (multi-task learning)"
     cost: ClassVar[str] = "every task costs all tasks so far; every row is kept"
     upper_bound: ClassVar[bool] = True
+    keeps_rows: ClassVar[bool] = True
 
     store: Memory = memory(lambda: Reservoir(1 << 62))
 

@@ -35,6 +35,7 @@ class Keeper(Method):
     """
 
     needs_stream: ClassVar[bool] = True
+    keeps_rows: ClassVar[bool] = True
 
     capacity: int | str = 2000
     folder: str | None = None

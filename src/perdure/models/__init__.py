@@ -10,6 +10,8 @@ from perdure.models.modes import aside, evaluating
 from perdure.models.modular import Modular
 from perdure.models.resnet import resnet18
 from perdure.models.table import CHOSEN, MODELS, build, initialise, untouched
+from perdure.models.tabular import tabular
+from perdure.models.text import text
 
 __all__ = [
     "CHOSEN",
@@ -31,5 +33,7 @@ __all__ = [
     "initialise",
     "mlp",
     "resnet18",
+    "tabular",
+    "text",
     "untouched",
 ]

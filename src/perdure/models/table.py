@@ -13,11 +13,18 @@ from perdure.models.head import own_seed
 from perdure.models.mlp import mlp
 from perdure.models.modular import Modular
 from perdure.models.resnet import resnet18
+from perdure.models.tabular import tabular
+from perdure.models.text import text
 from perdure.spelling import hint
 
 CHOSEN: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp, "resnet18": resnet18}
-# Made out of a chosen one by the methods that bring an architecture: Progressive and PathNet.
-BROUGHT: dict[str, Callable[..., nn.Module]] = {"columns": columns, "modular": Modular}
+# Made out of a chosen one by the methods that bring an architecture, Progressive and PathNet; and by recipes.
+BROUGHT: dict[str, Callable[..., nn.Module]] = {
+    "columns": columns,
+    "modular": Modular,
+    "tabular": tabular,
+    "text": text,
+}
 MODELS = {**CHOSEN, **BROUGHT}
 
 

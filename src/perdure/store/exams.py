@@ -26,12 +26,20 @@ def mark(key: str, content: bytes) -> int:
 
 @dataclass(frozen=True)
 class Division:
-    """Rows by side: the numbers of those to learn from, and of those to examine with, each content once, and marks."""
+    """Rows by side: the numbers of those to learn from and of those to examine with, each content once.
+
+    `places` are the marks of all rows; `repeated` counts rows whose content came before.
+    """
 
     learn: list[int]
     examine: list[int]
-    marks: list[int]
+    places: list[int]
     repeated: int
+
+    @property
+    def marks(self) -> list[int]:
+        """The marks of the rows to examine with."""
+        return [self.places[row] for row in self.examine]
 
 
 def divide(key: str, contents: Iterable[bytes], share: float = SHARE) -> Division:
@@ -42,17 +50,16 @@ def divide(key: str, contents: Iterable[bytes], share: float = SHARE) -> Divisio
     if not 0 <= share < 1:
         raise ValueError(f"the share of rows that are examined is {share}; it lies between 0 and below 1")
     bound, seen = int(share * 2 ** (8 * WIDTH)), set[int]()
-    learn, examine, marks, repeated = [], [], [], 0
-    for row, content in enumerate(contents):
-        place = mark(key, content)
+    places = [mark(key, content) for content in contents]
+    learn, examine, repeated = [], [], 0
+    for row, place in enumerate(places):
         repeated += place in seen
         if place >= bound:
             learn.append(row)
         elif place not in seen:
             examine.append(row)
-            marks.append(place)
         seen.add(place)
-    return Division(learn, examine, marks, repeated)
+    return Division(learn, examine, places, repeated)
 
 
 def thinned(exams: Mapping[str, Sequence[int]], most: int = MOST, least: int = LEAST) -> dict[str, list[int]]:
@@ -78,27 +85,3 @@ def _cap(sizes: Sequence[int], most: int) -> int:
             return even
         left -= waiting.pop(0)
     return max(sizes, default=0)
-
-
-def text_content(text: str) -> bytes:
-    """A text without what copying changes: case, spaces and the ways in which Unicode writes one character."""
-    import unicodedata
-
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode()
-
-
-def table_content(values: Mapping[str, object]) -> bytes:
-    """A table's row: its columns by name; 1 and 1.0 are one number, and what is missing is nothing."""
-    parts = []
-    for name in sorted(values):
-        value = values[name]
-        if value is None or value != value:
-            continue
-        shown = repr(float(value)) if isinstance(value, int | float) else f"'{value}'"
-        parts.append(f"{name}={shown}")
-    return "\x1f".join(parts).encode()
-
-
-def pixel_content(shape: Sequence[int], pixels: bytes) -> bytes:
-    """An image, decoded: what it shows and not how it was compressed."""
-    return b"%s:" % "x".join(map(str, shape)).encode() + pixels
