@@ -185,3 +185,12 @@ def test_seeds_that_differ_are_compared_by_welch() -> None:
     assert metrics.difference([1, 1], [3, 3, 3], paired=False) == (-2, 0)
     with pytest.raises(ValueError, match="each side, found 0 and 1"):
         metrics.difference([], [1], paired=False)
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "low", "high"),
+    [(8, 8, 0.6306, 1.0), (0, 10, 0.0, 0.3085), (5, 10, 0.1871, 0.8129), (90, 100, 0.8238, 0.9510)],
+)
+def test_the_exact_interval_of_a_share_is_clopper_and_pearsons(right, rows, low, high):
+    found = metrics.proportion_interval(right, rows)
+    assert found == pytest.approx((low, high), abs=1e-4)

@@ -24,6 +24,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     update.add_argument("data", help="a .parquet, .csv, .tsv or .jsonl file, or a folder of images by label")
     update.add_argument("--exam", action="append", default=[], type=Path, metavar="FILE", help="rows to examine with")
     update.add_argument("--accept-shift", action="store_true", help="learn data that looks as if the world changed")
+    update.add_argument("--save-every", type=float, default=10.0, metavar="SECONDS", help="between save points; 10")
     _command(commands, "status", _status, "what is live, and how it does")
     _command(commands, "history", _history, "what every update did to every earlier exam")
     diff = _command(commands, "diff", _diff, "two versions on every exam")
@@ -193,8 +194,10 @@ def _update(arguments: argparse.Namespace) -> int:
     from perdure.recipes.tables import TableError
     from perdure.store.arrival import RefusedError
 
+    store = _open(arguments)
+    store.save_every = arguments.save_every
     try:
-        outcome = _open(arguments).update(arguments.data, exams=_exams(arguments), accept_shift=arguments.accept_shift)
+        outcome = store.update(arguments.data, exams=_exams(arguments), accept_shift=arguments.accept_shift)
     except (RefusedError, TableError) as error:
         print(f"perdure: {error}", file=sys.stderr)
         print("nothing was learnt; production is unchanged", file=sys.stderr)
@@ -219,11 +222,15 @@ def _said(name: str, outcome: Outcome) -> int:
 
 
 def _exam(exam: dict[str, Any], *who: str) -> None:
-    """A line on an exam: how many rows, and the shares of right answers."""
+    """A line on an exam: how many rows, and the shares of right answers; the first with its exact 95 % interval."""
+    from perdure.metrics import proportion_interval
+
     if exam["rows"]:
-        words = {"candidate": "", "incumbent": "before", "best": "best ever"}
-        shares = "   ".join(f"{words[one]} {_percent(exam[one])}".strip() for one in who)
-        print(f"  exam {exam['exam']:<20} {exam['rows']:>6} rows   {shares}")
+        words = {"incumbent": "before", "best": "best ever"}
+        shares = "   ".join(f"{words[one]} {_percent(exam[one])}" for one in who[1:])
+        low, high = proportion_interval(round(exam[who[0]] * exam["rows"]), exam["rows"])
+        mine = f"{_percent(exam[who[0]])} ({100 * low:.1f} to {100 * high:.1f})"
+        print(f"  exam {exam['exam']:<20} {exam['rows']:>6} rows   {mine:<24} {shares}")
 
 
 def _status(arguments: argparse.Namespace) -> int:

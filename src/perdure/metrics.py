@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+
 from perdure.callbacks import Callback
 from perdure.data import Task
 from perdure.method import memory
@@ -170,6 +172,35 @@ def summary(
         "minimum_accuracy": minimum_accuracy(trace),
         "worst_case_accuracy": worst_case_accuracy(trace, matrix),
     }
+
+
+def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper & Pearson 1934): (low, high), 0 to 1; (0, 1) of nothing.
+
+    low is the share at which `successes` or more have a chance of (1 - confidence) / 2, high that of so few or fewer.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} of {trials} is no share")
+    tail = (1 - confidence) / 2
+    counts = np.arange(trials + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    ways = factorials[trials] - factorials - factorials[::-1]
+
+    def at_most(k: int, p: float) -> float:
+        chances = ways + counts * math.log(p) + (trials - counts) * math.log1p(-p)
+        return float(np.exp(chances[: k + 1]).sum())
+
+    def solve(k: int, wanted: float) -> float:
+        low, high = 0.0, 1.0
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(k, middle) > wanted else (low, middle)
+        return low
+
+    return (
+        solve(successes - 1, 1 - tail) if successes else 0.0,
+        solve(successes, tail) if successes < trials else 1.0,
+    )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
