@@ -31,14 +31,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     diff.add_argument("one", type=int)
     diff.add_argument("other", type=int)
     rollback = _command(commands, "rollback", _rollback, "let an earlier version answer again")
-    rollback.add_argument("version", type=int, nargs="?", help="the one before unless given")
+    rollback.add_argument("number", metavar="VERSION", type=int, nargs="?", help="the one before unless given")
     promote = _command(commands, "promote", _promote, "take a version that was refused")
-    promote.add_argument("version", type=int)
+    promote.add_argument("number", metavar="VERSION", type=int)
     promote.add_argument("--force", required=True, metavar="WHY", help="kept in the history")
     predict = _command(commands, "predict", _predict, "labels and probabilities for a table's rows")
     predict.add_argument("data")
     predict.add_argument("-o", "--out", type=Path, required=True, help=".parquet or .csv")
-    predict.add_argument("--version", type=int, help="the one in production unless given")
+    predict.add_argument("--version", dest="number", type=int, help="the one in production unless given")
     predict.add_argument("--min-confidence", type=float, default=0.0, metavar="P", help="no answer below it")
 
 
@@ -99,14 +99,20 @@ def _init(arguments: argparse.Namespace) -> int:
     from perdure.store.store import Store, default_method
 
     changes = _changes(arguments.set)
-    keep = not arguments.no_rows_kept
-    method = changes.get("method", {})
-    chosen = methods.build({**({} if "name" in method else default_method(keep).settings()), **method})
-    given = {} if arguments.share is None else {"share": arguments.share}
+    keep, method = not arguments.no_rows_kept, changes.get("method", {})
+    try:
+        settings: dict[str, Any] = {
+            "recipe": _recipe(arguments, changes.get("recipe", {})),
+            "method": methods.build({**({} if "name" in method else default_method(keep).settings()), **method}),
+            "rules": Rules(**changes.get("rules", {})),
+        }
+    except (TypeError, ValueError) as error:
+        raise _request(str(error)) from error
+    if arguments.share is not None:
+        settings["share"] = arguments.share
     _, outcome = Store.init(
-        arguments.name, arguments.data, recipe=_recipe(arguments, changes.get("recipe", {})), root=arguments.store,
-        method=chosen, training=changes.get("training"), rules=Rules(**changes.get("rules", {})), keep_rows=keep,
-        seed=arguments.seed, exams=_exams(arguments), build=_build(arguments), **given,
+        arguments.name, arguments.data, root=arguments.store, training=changes.get("training"), keep_rows=keep,
+        seed=arguments.seed, exams=_exams(arguments), build=_build(arguments), **settings,
     )  # fmt: skip
     return _said(arguments.name, outcome)
 
@@ -279,14 +285,14 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     """Let an earlier version answer again; nothing is lost."""
-    print(f"{arguments.name}: version {_open(arguments).rollback(arguments.version)} is in production")
+    print(f"{arguments.name}: version {_open(arguments).rollback(arguments.number)} is in production")
     return DONE
 
 
 def _promote(arguments: argparse.Namespace) -> int:
     """Take a version that the gate refused; why is kept in the history."""
-    _open(arguments).promote(arguments.version, arguments.force)
-    print(f"{arguments.name}: version {arguments.version} is in production")
+    _open(arguments).promote(arguments.number, arguments.force)
+    print(f"{arguments.name}: version {arguments.number} is in production")
     return DONE
 
 
@@ -294,7 +300,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     """Labels, confidence and probabilities for every row, beside the row; no label below --min-confidence."""
     from perdure.recipes import tables
 
-    found = _open(arguments).predict(arguments.data, version=arguments.version, min_confidence=arguments.min_confidence)
+    found = _open(arguments).predict(arguments.data, version=arguments.number, min_confidence=arguments.min_confidence)
     tables.write(found, arguments.out)
     abstained = found["prediction"].null_count
     print(

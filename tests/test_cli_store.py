@@ -1,0 +1,101 @@
+"""The commands of a store, as a person types them."""
+
+import pyarrow.parquet as pq
+import pytest
+from store_examples import clouds
+
+from perdure.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a store of two versions, of which the second was refused, and files to go on with."""
+    path = tmp_path_factory.mktemp("commands")
+    for name, table in (
+        ("jan", clouds(["a", "b"])),
+        ("feb", clouds(["c", "d"], seed=1)),
+        ("mar", clouds(["c"], seed=2)),
+        ("other", clouds(["a"]).rename_columns(["x0", "x1", "x2", "x9", "kind"])),
+    ):
+        pq.write_table(table, path / f"{name}.parquet")
+    (path / "empty.csv").write_text("")
+    made = main(
+        [
+            "init", "toy", "--store", str(path / "store"), "--recipe", "tabular", "--label", "kind", "--data",
+            str(path / "jan.parquet"), "--set", "training.epochs=5", "--set", "method.name=finetune",
+        ]
+    )  # fmt: skip
+    assert made == 0
+    return path
+
+
+def run(folder, *words):
+    command, name, *rest = words
+    return main([command, name, *(str(word) for word in rest), "--store", str(folder / "store")])
+
+
+def test_an_update_that_forgets_exits_with_3_and_is_told(folder, capsys):
+    assert run(folder, "update", "toy", folder / "feb.parquet") == 3
+    said = capsys.readouterr().out
+    assert "refused" in said and "production is unchanged" in said and "perdure promote" in said
+    assert run(folder, "status", "toy") == 0
+    assert "version 1 is in production, of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("other.parquet", "x3"), ("empty.csv", "empty"), ("none.parquet", "no file")]
+)
+def test_data_that_cannot_be_learnt_exits_with_3(folder, capsys, file, words):
+    assert run(folder, "update", "toy", folder / file) == 3
+    told = capsys.readouterr().err
+    assert words in told and "production is unchanged" in told
+
+
+def test_history_diff_promote_and_rollback(folder, capsys):
+    run(folder, "update", "toy", folder / "feb.parquet")
+    assert run(folder, "diff", "toy", 1, 2) == 0
+    assert "right became wrong" in capsys.readouterr().out
+    assert run(folder, "promote", "toy", 2, "--force", "the old kinds are gone") == 0
+    assert run(folder, "rollback", "toy") == 0
+    assert run(folder, "history", "toy") == 0
+    told = capsys.readouterr().out
+    assert "forced version 2; the old kinds are gone" in told and "rolled back version 1" in told
+
+
+def test_predictions_into_a_file(folder, capsys):
+    assert (
+        run(folder, "predict", "toy", folder / "jan.parquet", "-o", folder / "said.csv", "--min-confidence", "0.6") == 0
+    )
+    assert "800 rows answered" in capsys.readouterr().out
+    assert (folder / "said.csv").read_text().splitlines()[0].startswith('"x0","x1"')
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("status", "tooy"), "there is no store 'tooy'"),
+        (("rollback", "toy", 9), "never in production"),
+        (("promote", "toy", 9, "--force", "x"), "no version 9"),
+        (("predict", "toy", "nothing.csv", "-o", "x.csv"), "no file"),
+        (("diff", "toy", 1, 9), "no version 9"),
+    ],
+)
+def test_a_wrong_request_exits_with_2_and_a_sentence(folder, capsys, words, said):
+    assert run(folder, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "txt"], "did you mean 'text'"),
+        (["--recipe", "text", "--set", "methd.name=ewc"], "did you mean 'method'"),
+        (["--recipe", "tabular", "--label", "kind", "--no-rows-kept", "--set", "method.name=replay"], "stores rows"),
+        (["--recipe", "tabular", "--missing", "x0"], "COLUMN=CODE"),
+        (["--build", "nowhere:build"], "nowhere"),
+    ],
+)
+def test_a_store_that_cannot_begin_says_why(folder, capsys, words, said):
+    assert run(folder, "init", "new", "--data", folder / "jan.parquet", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "store" / "new").exists()
