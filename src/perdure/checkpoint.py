@@ -7,9 +7,11 @@ with the hash's own 64 characters set to 0: any byte that changes is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,17 @@ class CheckpointError(ValueError):
 def write(path: str | os.PathLike[str], tree: dict[str, Any], kind: str) -> str:
     """Writes `tree` (dicts, lists, tuples, tensors, JSON values); `kind` says what it is: "learner", "memory".
 
-    Returns the file's hash.
-
-    Killed at any instant, `path` is either the old file or the new one.
+    Returns the file's hash. Killed at any instant, `path` is either the old file or the new one.
     """
     tensors: dict[str, Tensor] = {}
     content = _pack(tree, "", tensors, {})
     text = json.dumps({"format": FORMAT, "kind": kind, "tree": content})
-    data = safetensors.save(tensors, metadata={"perdure": text, "sha256": _BLANK})
-    digest = hashlib.sha256(data).hexdigest()
-    replace_file(path, _seal(data, _BLANK, digest))
-    return digest
+    with _replacing(path) as temporary:  # through the disk: a state may be large, and is in memory once already
+        try:
+            safetensors.save_file(tensors, temporary, metadata={"perdure": text, "sha256": _BLANK})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        return _seal(temporary)
 
 
 def read(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
@@ -53,30 +55,36 @@ def read_with_hash(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, A
         data = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    metadata = _metadata(path, data)
+    metadata, tensors = _opened(path, data)
     if "perdure" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but Perdure did not write it")
     digest = metadata.get("sha256", "")
-    if len(digest) != 64 or hashlib.sha256(_seal(data, digest, _BLANK)).hexdigest() != digest:
+    if len(digest) != 64 or _digest_of(data, digest) != digest:
         raise CheckpointError(f"{path} is damaged: its content does not match its hash; use an earlier copy")
     head = json.loads(metadata["perdure"])
     if head["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {head['format']}, this version reads up to {FORMAT}: upgrade perdure")
     if head["kind"] != kind:
         raise CheckpointError(f"{path} holds a {head['kind']}, not a {kind}")
-    tree: dict[str, Any] = _unpack(head["tree"], safetensors.load(data))
+    tree: dict[str, Any] = _unpack(head["tree"], tensors)
     return tree, digest
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file whole: temporary file beside it, fsync, rename, fsync of the folder."""
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file to fill, which then takes the place of `path`, on disk for certain."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -96,20 +104,43 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _metadata(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
+def _opened(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file."""
     try:
-        safetensors.load(data)
+        tensors = safetensors.load(data)
         size = int.from_bytes(data[:8], "little")
         metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({len(data)} bytes): cut short or damaged"
         ) from error
-    return metadata
+    return metadata, tensors
 
 
-def _seal(data: bytes, old: str, new: str) -> bytes:
-    return data.replace(f'"sha256":"{old}"'.encode(), f'"sha256":"{new}"'.encode(), 1)
+def _seal(file: Path) -> str:
+    """Puts the hash of a file into it, over the blank; gives it."""
+    with open(file, "r+b") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        handle.seek(0)
+        size = int.from_bytes(handle.read(8), "little")
+        handle.seek(8 + handle.read(size).index(_marked(_BLANK)) + len(_marked("")) - 1)
+        handle.write(digest.encode())
+    return digest
+
+
+def _digest_of(data: bytes, digest: str) -> str:
+    """The hash of a file's content as it was before `digest` was put over the blank."""
+    before, found, _ = data[: 8 + int.from_bytes(data[:8], "little")].partition(_marked(digest))
+    hashed = hashlib.sha256(before)
+    if found:
+        hashed.update(_marked(_BLANK))
+    hashed.update(memoryview(data)[len(before) + len(found) :])
+    return hashed.hexdigest()
+
+
+def _marked(digest: str) -> bytes:
+    """As it stands in the header."""
+    return f'"sha256":"{digest}"'.encode()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure import cli_store
+from perdure import cli_serve, cli_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     _add_proofs(commands)
     _add_views(commands)
     cli_store.add(commands)
+    cli_serve.add(commands)
     return parser, list(commands.choices)
 
 
