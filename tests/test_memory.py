@@ -373,3 +373,18 @@ def test_among_many_rows_too_no_row_is_drawn_twice(past: bool) -> None:
         drawn = memory.draw(2000, past=past)["number"]
         assert isinstance(drawn, Tensor) and len(drawn.unique()) == 2000
         assert not past or drawn.max() < 20_000
+
+
+def test_copies_of_a_state_share_the_rows_of_a_memory_that_keeps_every_row_and_stay_as_they_were():
+    from perdure.checkpoint import clone
+    from perdure.memory import EVERY
+
+    for capacity, shared in ((EVERY, True), (4, False)):
+        memory = Reservoir(capacity)
+        memory.add({"x": torch.arange(4)})
+        memory.settle()
+        copy = clone(memory.state())
+        assert (copy["column/x"].data_ptr() == memory.state()["column/x"].data_ptr()) == shared
+        for start in range(4, 3000, 4):
+            memory.add({"x": torch.arange(start, start + 4)})
+        assert copy["column/x"].tolist() == [0, 1, 2, 3] and not copy["new"].any()

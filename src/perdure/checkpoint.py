@@ -200,10 +200,18 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: _unpack(v, tensors) for key, v in value.items()}
 
 
+def fixed(tensor: Tensor) -> Tensor:
+    """Marks a tensor to which nobody will ever write: copies of a state share it."""
+    tensor.perdure_fixed = True  # type: ignore[attr-defined]
+    return tensor
+
+
 def clone(tree: Any, seen: dict[tuple[Any, ...], Tensor] | None = None) -> Any:
     """A copy of a state whose tensors share nothing with the original's; those that are tied there are tied here."""
     seen = {} if seen is None else seen
     if isinstance(tree, Tensor):
+        if getattr(tree, "perdure_fixed", False):
+            return tree
         return seen.setdefault(_place(tree), tree.detach().clone()) if tree.numel() else tree.detach().clone()
     if isinstance(tree, dict):
         return {key: clone(value, seen) for key, value in tree.items()}

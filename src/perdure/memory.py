@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure.checkpoint import CheckpointError
+from perdure.checkpoint import CheckpointError, fixed
 from perdure.disk import DiskRows
 
 Column = Tensor | dict[str, Tensor]  # one tensor, or named tensors of equal length
 
+EVERY = 1 << 62  # the capacity of a memory that keeps every row
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _SMALLEST_ALLOCATION = 1024  # rows
 _SHUFFLED = 4096  # below so many rows to draw among, shuffling them all is the fastest way to different ones
@@ -121,8 +122,12 @@ class Memory:
             "past": self.past,
             "generator": self._generator.get_state(),
             **({} if self._disk is None else {"disk": self._disk.state}),
-            **{name: tensor[: self._filled] for name, tensor in held.items()},
+            **{name: self._view(name, tensor) for name, tensor in held.items()},
         }
+
+    def _view(self, name: str, tensor: Tensor) -> Tensor:
+        view = tensor[: self._filled]
+        return fixed(view) if self.capacity == EVERY and _users(name) else view  # what is never full is never rewritten
 
     def mark(self) -> None:
         """A save point is about to be taken: files can go back to this instant."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from perdure.data import Rows, Task, chunks, column_map
-from perdure.memory import Memory, Reservoir
+from perdure.memory import EVERY, Memory, Reservoir
 from perdure.method import Host, Method, Trainer, memory
 from perdure.seeds import seeded
 
@@ -31,7 +31,7 @@ class Cumulative(Method):
     cost: ClassVar[str] = "a step; every row is kept"
     keeps_rows: ClassVar[bool] = True
 
-    store: Memory = memory(lambda: Reservoir(1 << 62))
+    store: Memory = memory(lambda: Reservoir(EVERY))
 
     def fit(self, learner: Trainer, task: Task) -> None:
         """Passes of the task's length over rows of all tasks."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from perdure.data import Task, chunks
-from perdure.memory import Memory, Reservoir
+from perdure.memory import EVERY, Memory, Reservoir
 from perdure.method import Host, Method, Trainer, memory
 
 
@@ -26,7 +26,7 @@ class Joint(Method):
     upper_bound: ClassVar[bool] = True
     keeps_rows: ClassVar[bool] = True
 
-    store: Memory = memory(lambda: Reservoir(1 << 62))
+    store: Memory = memory(lambda: Reservoir(EVERY))
 
     def fit(self, learner: Trainer, task: Task) -> None:
         """Epochs over the stored rows and the new ones, mixed."""
