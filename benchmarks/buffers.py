@@ -10,6 +10,8 @@ from perdure.memory import Reservoir
 
 IMAGES = 128
 TURNS = 100
+FULL = "a full reservoir of 500 takes few of them, one of a million most: what is more is rows that are written"
+DIFFERENT = "telling that 128 rows are different takes 10 us, a five-hundredth of a step"
 
 
 def filled(capacity: int) -> Reservoir:
@@ -59,8 +61,16 @@ def sizes() -> list[Row]:
         ratio(
             "draw 128 of 1 000 000 images", "of 500", draws, "1000000", "500", 1.5, note="what is more is cache misses"
         ),
-        ratio("add 128 to 1 000 000 images", "to 500", adds, "1000000", "500", 1.5),
-        ratio("draw 128 of 1 000 000 images", "index_select of x, y and task", plain, "draw", "select", 1.3),
+        ratio("add 128 to 1 000 000 images", "to 500", adds, "1000000", "500", 1.5, note=FULL),
+        ratio(
+            "draw 128 of 1 000 000 images",
+            "index_select of x, y and task",
+            plain,
+            "draw",
+            "select",
+            1.3,
+            note=DIFFERENT,
+        ),
     ]
     note = f"its rows are {million.bytes / 1e6:.0f} MB; the process, torch included, held {held:.0f} MB"
     allocated = sum(tensor.nbytes for tensor in million._store.values())

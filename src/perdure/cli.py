@@ -230,6 +230,14 @@ def _models() -> Iterable[tuple[str, list[str]]]:
         yield name, [_first(factory), _settings(of_callable(factory, FROM_DATA))]
 
 
+def _recipes() -> Iterable[tuple[str, list[str]]]:
+    from perdure.experiment.settings import of_fields
+    from perdure.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        yield name, [_first(recipe), _settings(of_fields(recipe, recipe.fields()))]
+
+
 def _tables() -> Iterable[tuple[str, list[str]]]:
     from perdure.experiment.table import load, names
 
@@ -242,6 +250,7 @@ _LISTS: dict[str, Callable[[], Iterable[tuple[str, list[str]]]]] = {
     "methods": _methods,
     "benchmarks": _benchmarks,
     "models": _models,
+    "recipes": _recipes,
     "tables": _tables,
 }
 
