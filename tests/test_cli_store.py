@@ -99,3 +99,10 @@ def test_a_store_that_cannot_begin_says_why(folder, capsys, words, said):
     assert run(folder, "init", "new", "--data", folder / "jan.parquet", *words) == 2
     assert said in capsys.readouterr().err
     assert not (folder / "store" / "new").exists()
+
+
+def test_the_history_is_drawn_into_a_page_that_fetches_nothing(folder):
+    assert run(folder, "history", "toy", "--report", folder / "history.html") == 0
+    page = (folder / "history.html").read_text()
+    assert "<h1>toy</h1>" in page and "0001" in page and "Drift" not in page
+    assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page

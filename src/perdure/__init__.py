@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perdure.host import attach as attach
     from perdure.learner import Learner as Learner
     from perdure.method import Method as Method
+    from perdure.store.store import Store as Store
     from perdure.streams import Stream as Stream
 
     __version__: str
@@ -28,6 +29,7 @@ _NAMES = {
     "Rows": "data",
     "Seconds": "budget",
     "Steps": "budget",
+    "Store": "store.store",
     "Stream": "streams",
     "Task": "data",
     "attach": "host",
@@ -47,6 +49,7 @@ _ROOMS = (
     "metrics",
     "models",
     "objective",
+    "recipes",
     "report",
     "streams",
 )

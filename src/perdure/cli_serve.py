@@ -17,19 +17,19 @@ TOKEN = "PERDURE_TOKEN"
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds check, serve, watch and export."""
-    check = cli_store._command(commands, "check", _check, "whether new rows differ from what was learnt")
+    check = cli_store.command(commands, "check", _check, "whether new rows differ from what was learnt")
     check.add_argument("data", help="a .parquet, .csv, .tsv or .jsonl file, or a folder of images; no labels needed")
-    serve = cli_store._command(commands, "serve", _serve, "answer over HTTP, take feedback, learn beside it")
+    serve = cli_store.command(commands, "serve", _serve, "answer over HTTP, take feedback, learn beside it")
     serve.add_argument("--host", default="127.0.0.1", help="127.0.0.1 unless given; others need a token")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--most-bytes", type=int, default=10_000_000, metavar="N", help="largest body of a request")
-    watch = cli_store._command(commands, "watch", _watch, "learn each new file of a folder")
+    watch = cli_store.command(commands, "watch", _watch, "learn each new file of a folder")
     watch.add_argument("folder", type=Path)
     watch.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="10 unless given")
     watch.add_argument("--once", action="store_true", help="look once, and end")
     watch.add_argument("--when", choices=["always", "drift"], default="always", help="drift: wait until rows differ")
     watch.add_argument("--least", type=int, default=0, metavar="ROWS", help="wait until there are so many")
-    export = cli_store._command(commands, "export", _export, "the model as an ONNX file that answers alike")
+    export = cli_store.command(commands, "export", _export, "the model as an ONNX file that answers alike")
     export.add_argument("out", type=Path, metavar="FILE.onnx")
 
 
@@ -38,7 +38,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from perdure.recipes import tables
     from perdure.store import drift
 
-    found = drift.check(cli_store._open(arguments), tables.read(arguments.data))
+    found = drift.check(cli_store.opened(arguments), tables.read(arguments.data))
     for sentence in found.sentences:
         print(sentence)
     return DRIFTED if found.moved else DONE
@@ -48,16 +48,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     """Answer over HTTP until it is stopped. The environment's PERDURE_TOKEN, where set, is asked of every request."""
     token = os.environ.get(TOKEN) or None
     if arguments.host not in LOOPBACK and token is None:
-        raise cli_store._request(f"--host {arguments.host}: others can reach it there, so set {TOKEN} to a secret")
+        raise cli_store.refusal(f"--host {arguments.host}: others can reach it there, so set {TOKEN} to a secret")
     try:
         import uvicorn
 
         from perdure.service import app
     except ImportError as error:
-        raise cli_store._request(
+        raise cli_store.refusal(
             f"a service needs fastapi and uvicorn: pip install 'perdure[serve]' ({error})"
         ) from None
-    cli_store._build(arguments)  # finds the module, and says what is wrong with it
+    cli_store.built(arguments)  # finds the module, and says what is wrong with it
     names = app.LOOPBACK if arguments.host in LOOPBACK else ["*"]
     service = app.create_app(
         arguments.store, arguments.name, build=arguments.build, token=token, most_bytes=arguments.most_bytes,
@@ -73,7 +73,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     from perdure.store.folder import StoreError
     from perdure.store.watch import Watch
 
-    watch = Watch(cli_store._open(arguments), arguments.folder, arguments.when, arguments.least)
+    watch = Watch(cli_store.opened(arguments), arguments.folder, arguments.when, arguments.least)
     said = ""
     while True:
         try:
@@ -96,6 +96,6 @@ def _export(arguments: argparse.Namespace) -> int:
     """Write the version in production as ONNX, if it answers an exam's rows alike."""
     from perdure.store.export import export
 
-    apart = export(cli_store._open(arguments), arguments.out)
+    apart = export(cli_store.opened(arguments), arguments.out)
     print(f"{arguments.out}: probabilities differ by at most {apart:.1g} on the exams' rows")
     return DONE

@@ -20,22 +20,23 @@ DONE, NOT_PROMOTED = 0, 3
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds init, update, status, history, diff, rollback, promote and predict."""
     _add_init(commands)
-    update = _command(commands, "update", _update, "teach it new data; promoted only if it forgot nothing")
+    update = command(commands, "update", _update, "teach it new data; promoted only if it forgot nothing")
     update.add_argument("data", help="a .parquet, .csv, .tsv or .jsonl file, or a folder of images by label")
     update.add_argument("--exam", action="append", default=[], type=Path, metavar="FILE", help="rows to examine with")
     update.add_argument("--accept-shift", action="store_true", help="learn data that looks as if the world changed")
     update.add_argument("--save-every", type=float, default=10.0, metavar="SECONDS", help="between save points; 10")
-    _command(commands, "status", _status, "what is live, and how it does")
-    _command(commands, "history", _history, "what every update did to every earlier exam")
-    diff = _command(commands, "diff", _diff, "two versions on every exam")
+    command(commands, "status", _status, "what is live, and how it does")
+    history = command(commands, "history", _history, "what every update did to every earlier exam")
+    history.add_argument("--report", type=Path, metavar="FILE", help="draw it as an HTML page too")
+    diff = command(commands, "diff", _diff, "two versions on every exam")
     diff.add_argument("one", type=int)
     diff.add_argument("other", type=int)
-    rollback = _command(commands, "rollback", _rollback, "let an earlier version answer again")
+    rollback = command(commands, "rollback", _rollback, "let an earlier version answer again")
     rollback.add_argument("number", metavar="VERSION", type=int, nargs="?", help="the one before unless given")
-    promote = _command(commands, "promote", _promote, "take a version that was refused")
+    promote = command(commands, "promote", _promote, "take a version that was refused")
     promote.add_argument("number", metavar="VERSION", type=int)
     promote.add_argument("--force", required=True, metavar="WHY", help="kept in the history")
-    predict = _command(commands, "predict", _predict, "labels and probabilities for a table's rows")
+    predict = command(commands, "predict", _predict, "labels and probabilities for a table's rows")
     predict.add_argument("data")
     predict.add_argument("-o", "--out", type=Path, required=True, help=".parquet or .csv")
     predict.add_argument("--version", dest="number", type=int, help="the one in production unless given")
@@ -43,7 +44,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "init", _init, "begin a store: a model in production")
+    parser = command(commands, "init", _init, "begin a store: a model in production")
     parser.add_argument("--recipe", default="plain", help="text, image, tabular or plain (a network of your own)")
     parser.add_argument("--data", help="what the first version learns")
     parser.add_argument("--label", help="the column of labels")
@@ -66,12 +67,13 @@ def _add_init(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )  # fmt: skip
 
 
-def _command(
+def command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     run: Callable[[argparse.Namespace], int],
     about: str,
 ) -> argparse.ArgumentParser:
+    """A command on a store, with what all of them take."""
     parser = commands.add_parser(name, help=about, description=run.__doc__)
     parser.add_argument("name", metavar="STORE", help="its name")
     parser.add_argument("--store", type=Path, default=Path("store"), metavar="FOLDER", help="./store unless given")
@@ -89,7 +91,7 @@ def _refusing(run: Callable[[argparse.Namespace], int], arguments: argparse.Name
     try:
         return run(arguments)
     except (CheckpointError, StoreError, TableError) as error:
-        raise _request(str(error)) from error
+        raise refusal(str(error)) from error
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -107,12 +109,12 @@ def _init(arguments: argparse.Namespace) -> int:
             "rules": Rules(**changes.get("rules", {})),
         }
     except (TypeError, ValueError) as error:
-        raise _request(str(error)) from error
+        raise refusal(str(error)) from error
     if arguments.share is not None:
         settings["share"] = arguments.share
     _, outcome = Store.init(
         arguments.name, arguments.data, root=arguments.store, training=changes.get("training"), keep_rows=keep,
-        seed=arguments.seed, exams=_exams(arguments), build=_build(arguments), **settings,
+        seed=arguments.seed, exams=_exams(arguments), build=built(arguments), **settings,
     )  # fmt: skip
     return _said(arguments.name, outcome)
 
@@ -129,7 +131,7 @@ def _recipe(arguments: argparse.Namespace, more: dict[str, Any]) -> Recipe:
     for pair in arguments.missing:
         column, sign, code = pair.partition("=")
         if not sign:
-            raise _request(f"--missing {pair}: expected COLUMN=CODE, as in chol=0")
+            raise refusal(f"--missing {pair}: expected COLUMN=CODE, as in chol=0")
         codes.setdefault(column, []).append(_number(code))
     if codes:
         settings["missing"] = codes
@@ -148,7 +150,7 @@ def _changes(given: Sequence[str]) -> dict[str, Any]:
     rooms = ("recipe", "method", "training", "rules")
     for room in document:
         if room not in rooms:
-            raise _request(f"--set {room}: there is no such part{hint(room, rooms)}")
+            raise refusal(f"--set {room}: there is no such part{hint(room, rooms)}")
     return document
 
 
@@ -163,7 +165,7 @@ def _exams(arguments: argparse.Namespace) -> dict[str, Path]:
     return {path.stem: path for path in arguments.exam}
 
 
-def _build(arguments: argparse.Namespace) -> Callable[[], Any] | None:
+def built(arguments: argparse.Namespace) -> Callable[[], Any] | None:
     """The function that `--build MODULE:FUNCTION` names, and with `--from` its network with those weights."""
     if arguments.build is None:
         return None
@@ -174,7 +176,7 @@ def _build(arguments: argparse.Namespace) -> Callable[[], Any] | None:
     try:
         build = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise _request(f"--build {arguments.build}: {error}") from None
+        raise refusal(f"--build {arguments.build}: {error}") from None
     weights, classes = getattr(arguments, "weights", None), getattr(arguments, "classes", None)
 
     def network() -> Any:
@@ -200,7 +202,7 @@ def _update(arguments: argparse.Namespace) -> int:
     from perdure.recipes.tables import TableError
     from perdure.store.arrival import RefusedError
 
-    store = _open(arguments)
+    store = opened(arguments)
     store.save_every = arguments.save_every
     try:
         outcome = store.update(arguments.data, exams=_exams(arguments), accept_shift=arguments.accept_shift)
@@ -241,7 +243,7 @@ def _exam(exam: dict[str, Any], *who: str) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     """What is live, its exams, what is under way, and every promise that is off."""
-    status = _open(arguments).status()
+    status = opened(arguments).status()
     print(f"{status['store']}: version {status['production']} is in production, of {len(status['versions'])}")
     print(f"  answers {', '.join(map(str, status['classes'])) or 'nothing yet'}")
     for exam in status["exams"]:
@@ -255,7 +257,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _history(arguments: argparse.Namespace) -> int:
     """Every event: what was promoted, refused, held or rolled back, and what became of every exam."""
-    for event in _open(arguments).history():
+    store = opened(arguments)
+    for event in store.history():
         version = "" if event["version"] is None else f" version {event['version']}"
         print(f"{event['at']}  {event['event']}{version}{''.join(f'; {why}' for why in event['why'])}")
         card = event["card"]
@@ -264,12 +267,18 @@ def _history(arguments: argparse.Namespace) -> int:
             cost = card["cost"]
             took = cost["train_seconds"] + cost["consolidate_seconds"]
             print(f"    learnt {card['data']['learnt']} rows in {took:.1f} s; {card['bytes'] / 1e6:.1f} MB; {marks}")
+    if arguments.report is not None:
+        from perdure.checkpoint import replace_file
+        from perdure.service import page
+
+        replace_file(arguments.report, page.render(store, store.folder.production() or 0).encode())
+        print(f"report: {arguments.report}")
     return DONE
 
 
 def _diff(arguments: argparse.Namespace) -> int:
     """Accuracy of two versions on every exam, answers that went from right to wrong, and sizes."""
-    found = _open(arguments).diff(arguments.one, arguments.other)
+    found = opened(arguments).diff(arguments.one, arguments.other)
     one, other = found["versions"]
     for exam in found["exams"]:
         if exam["rows"]:
@@ -285,13 +294,13 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     """Let an earlier version answer again; nothing is lost."""
-    print(f"{arguments.name}: version {_open(arguments).rollback(arguments.number)} is in production")
+    print(f"{arguments.name}: version {opened(arguments).rollback(arguments.number)} is in production")
     return DONE
 
 
 def _promote(arguments: argparse.Namespace) -> int:
     """Take a version that the gate refused; why is kept in the history."""
-    _open(arguments).promote(arguments.number, arguments.force)
+    opened(arguments).promote(arguments.number, arguments.force)
     print(f"{arguments.name}: version {arguments.number} is in production")
     return DONE
 
@@ -300,7 +309,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     """Labels, confidence and probabilities for every row, beside the row; no label below --min-confidence."""
     from perdure.recipes import tables
 
-    found = _open(arguments).predict(arguments.data, version=arguments.number, min_confidence=arguments.min_confidence)
+    found = opened(arguments).predict(arguments.data, version=arguments.number, min_confidence=arguments.min_confidence)
     tables.write(found, arguments.out)
     abstained = found["prediction"].null_count
     print(
@@ -309,17 +318,19 @@ def _predict(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _open(arguments: argparse.Namespace) -> Store:
+def opened(arguments: argparse.Namespace) -> Store:
+    """The store that a command is about."""
     from perdure.store.store import Store
 
-    return Store(arguments.name, arguments.store, build=_build(arguments))
+    return Store(arguments.name, arguments.store, build=built(arguments))
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:5.1f} %"
 
 
-def _request(message: str) -> ValueError:
+def refusal(message: str) -> ValueError:
+    """An error that ends a command with exit code 2 and a sentence."""
     from perdure.experiment.settings import RequestError
 
     return RequestError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MADE = ("promoted", "refused")  # events that come with a version of their own
 
 
-def render(store: Store, version: int, health: dict[str, Any], drift: list[str]) -> str:
-    """The page as a string. A damaged store is shown as far as it can be read."""
+IDLE: dict[str, Any] = {"trouble": "", "update": {"running": False, "failure": "", "last": None}, "feedback waiting": 0}
+
+
+def render(store: Store, version: int, health: dict[str, Any] | None = None, drift: Sequence[str] = ()) -> str:
+    """The page as a string; without `health` as a report, of no service. A damaged store is shown as far as it goes."""
+    live, health = health is not None, health or IDLE
     try:
         history, promises, trouble = store.history(), store.promises_off(), ""
     except CheckpointError as error:
@@ -33,6 +38,7 @@ def render(store: Store, version: int, health: dict[str, Any], drift: list[str])
         .render(
             store=store.settings["name"],
             version=version,
+            live=live,
             card=cards.get(version),
             waiting=health["feedback waiting"],
             update=health["update"],

@@ -27,6 +27,8 @@ from perdure.store.version import Version
 if TYPE_CHECKING:
     import pyarrow
 
+    from perdure.store import drift
+
 ROOT = "store"
 MEMORY = "20 MB"
 
@@ -200,6 +202,18 @@ class Store:
         Raises ValueError for rows that cannot be read.
         """
         return predicted(self.answerer(version), _table(data), min_confidence)
+
+    def check(self, data: Any) -> drift.Drift:
+        """Whether rows differ from those that were learnt, without labels: see `perdure.store.drift`."""
+        from perdure.store import drift
+
+        return drift.check(self, _table(data))
+
+    def export(self, path: str | os.PathLike[str]) -> float:
+        """The version in production as ONNX, checked on exam rows; gives the largest difference of a probability."""
+        from perdure.store import export
+
+        return export.export(self, Path(path))
 
     def status(self) -> dict[str, Any]:
         """What is live, what is under way, and which promises are off."""
