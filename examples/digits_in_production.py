@@ -56,7 +56,7 @@ for name, settings in (("digits", ["--set", "rules.tolerance=0.05"]), ("fine-tun
     run("history", name, *store, "--report", str(out / f"{name}.html"))
 run("diff", "digits", *store, "1", "5")
 run("rollback", "digits", *store)
-run("rollback", "digits", *store, "5")
+run("rollback", "digits", "5", *store)
 run(
     "predict", "digits", *store, str(out / "new.parquet"), "-o", str(out / "answers.parquet"), "--min-confidence", "0.6"
 )

@@ -73,5 +73,5 @@ for name, settings in (
         rows = list(zip(answers["diagnosis"].to_pylist(), answers["prediction"].to_pylist(), strict=True))
         said = [share([a == b for a, b in rows if a == truth], what) for truth, what in WORDS.items()]
         print(f"{name}, {hospital}: {'; '.join(said)}")
-run("rollback", "hospitals", *store, "1")
+run("rollback", "hospitals", "1", *store)
 run("predict", "hospitals", *store, str(files[-1]), "-o", str(out / "answers.csv"), "--min-confidence", "0.7")

@@ -56,5 +56,5 @@ for name, settings in (("reviews", []), ("fine-tuned", fine_tuned)):
     for file in files[1:]:
         run("update", name, *store, str(file), "--accept-shift")
     run("history", name, *store, "--report", str(out / f"{name}.html"))
-run("rollback", "reviews", *store, "1")
+run("rollback", "reviews", "1", *store)
 run("predict", "reviews", *store, str(data / "test.parquet"), "-o", str(out / "answers.parquet"))

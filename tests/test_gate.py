@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from perdure.store.gate import Rules, Sitting, decide, holm, judged, mcnemar, rows_needed
+from perdure.store.gate import Rules, Sitting, decide, holm, judged, mcnemar, rows_needed, sitting
 
 CHURN = 0.06  # rows on which two equally good versions differ in being right
 
@@ -221,3 +221,22 @@ def test_rules_and_sittings_that_mean_nothing_are_refused():
         Rules(when_unsure="maybe")
     with pytest.raises(ValueError, match="different lengths"):
         Sitting("a", ["x"], np.ones(2, bool), np.ones(1, bool), np.ones(1, bool))
+
+
+def test_a_label_that_the_reference_gives_too_often_does_not_refuse_a_better_candidate_for_ever():
+    draws = np.random.default_rng(0)
+    truth = draws.choice(["good", "bad"], 600).astype(str)
+    lazy = np.full(600, "bad")
+    better = np.where(draws.random(600) < 0.9, truth, np.where(truth == "good", "bad", "good"))
+    found = decide([sitting("a", truth, better, lazy, lazy)], Rules())
+    assert found.promote and not found.warnings
+    recall_alone = Sitting("a", truth.tolist(), better == truth, lazy == truth, lazy == truth)
+    assert not decide([recall_alone], Rules()).promote, "its rows alone are no measure of a label"
+
+
+def test_a_label_that_is_lost_refuses_however_many_new_ones_are_gained():
+    truth = np.array(["a"] * 300 + ["b"] * 300 + ["new"] * 600)
+    before = np.array(["a"] * 300 + ["b"] * 300 + ["a"] * 600)  # what it does not know it takes for "a"
+    after = np.array(["a"] * 240 + ["new"] * 60 + ["b"] * 300 + ["new"] * 600)
+    found = decide([sitting("a", truth, after, before, before, known=["a", "b"])], Rules())
+    assert not found.promote and any("label a" in why for why in found.refusals)

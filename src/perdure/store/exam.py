@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perdure.recipes.recipe import Recipe
 
 KIND = "exam"
-Right = npt.NDArray[np.bool_]
+Said = npt.NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,20 @@ class Exam:
         return Exam(tree["name"], table, tree["marks"].numpy().view(np.uint64).tolist())
 
 
-def sit(exams: Sequence[Exam], learner: Learner, recipe: Recipe) -> dict[str, Right]:
-    """Which rows of each exam are answered rightly, bool [rows] each; a label that is not known is answered wrongly."""
-    found = {}
-    for exam in exams:
-        said = answers(learner, recipe, exam.table) if len(exam) else []
-        truth = recipe.labels(exam.table) if len(exam) else []
-        found[exam.name] = np.array([a == b for a, b in zip(said, truth, strict=True)], dtype=bool)
-    return found
+def sit(exams: Sequence[Exam], learner: Learner, recipe: Recipe) -> dict[str, Said]:
+    """The label that is given to each row of each exam, as text, [rows] each."""
+    said = {exam.name: answers(learner, recipe, exam.table) if len(exam) else [] for exam in exams}
+    return {name: texts(labels) for name, labels in said.items()}
+
+
+def truth(exam: Exam, recipe: Recipe) -> Said:
+    """The labels of an exam's rows, as text."""
+    return texts(recipe.labels(exam.table) if len(exam) else [])
+
+
+def texts(labels: Sequence[int | str]) -> Said:
+    """Labels as an array of text."""
+    return np.array([str(label) for label in labels], dtype=np.str_)
 
 
 def answers(learner: Learner, recipe: Recipe, table: pyarrow.Table) -> list[Any]:
@@ -84,29 +90,33 @@ def kept(exams: Sequence[Exam]) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Answers:
-    """Which rows of which exams were asked, and which answered rightly: what a version leaves behind, a byte a row."""
+    """Which rows of which exams were asked, and what was said: what a version leaves behind."""
 
     rows: dict[str, list[int]]
-    right: dict[str, Right]
+    said: dict[str, Said]
 
     def tree(self) -> dict[str, Any]:
-        """For a file."""
-        return {
-            name: {"rows": torch.tensor(self.rows[name]), "right": torch.from_numpy(self.right[name])}
-            for name in self.rows
+        """For a file: labels by number."""
+        everything = np.concatenate([texts([]), *self.said.values()])
+        names = sorted(set(everything.tolist()))
+        exams = {
+            name: {"rows": torch.tensor(rows), "said": torch.from_numpy(np.searchsorted(names, self.said[name]))}
+            for name, rows in self.rows.items()
         }
+        return {"labels": names, "exams": exams}
 
     @staticmethod
     def of(tree: Mapping[str, Any]) -> Answers:
         """What `tree` gave."""
+        names = texts(tree["labels"])
         return Answers(
-            {name: part["rows"].tolist() for name, part in tree.items()},
-            {name: part["right"].numpy() for name, part in tree.items()},
+            {name: part["rows"].tolist() for name, part in tree["exams"].items()},
+            {name: names[part["said"].numpy()] for name, part in tree["exams"].items()},
         )
 
-    def on(self, name: str, rows: Sequence[int]) -> Right | None:
+    def on(self, name: str, rows: Sequence[int]) -> Said | None:
         """Its answers to these rows of an exam; None where it did not sit all of them."""
         places = {row: place for place, row in enumerate(self.rows.get(name, []))}
         if not all(row in places for row in rows):
             return None
-        return np.asarray(self.right[name][[places[row] for row in rows]]) if len(rows) else np.zeros(0, dtype=bool)
+        return self.said[name][[places[row] for row in rows]] if len(rows) else texts([])

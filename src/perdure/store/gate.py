@@ -8,7 +8,7 @@ version in production now.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal
@@ -19,6 +19,10 @@ import numpy.typing as npt
 from perdure.spelling import one_of
 
 Right = npt.NDArray[np.bool_]
+Said = npt.NDArray[np.str_]
+
+Reference = Literal["best", "incumbent"]
+Test = tuple[str, Reference, Right, Right]  # what, against whom, the candidate's answers and the reference's
 
 SMALLEST_EXAM, SMALLEST_CLASS = 100, 30  # rows; what is smaller is judged together
 POOLED = "small exams together"
@@ -59,6 +63,8 @@ class Sitting:
     """One exam as it was answered: for each row whether the answer was right, [n] each, and the row's label.
 
     `best` are the answers of the best version that sat it in production, `incumbent` those of the version there now.
+    `said_by_incumbent` and `said_by_best`, where they were noted, are the labels that these gave; `known` are those
+    that the version in production has learnt, None: all.
     """
 
     exam: str
@@ -66,11 +72,22 @@ class Sitting:
     candidate: Right
     incumbent: Right
     best: Right
+    said_by_incumbent: Sequence[str] = ()
+    said_by_best: Sequence[str] = ()
+    known: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.labels), len(self.candidate), len(self.incumbent), len(self.best)}
         if len(lengths) > 1:
             raise ValueError(f"exam {self.exam!r}: answers of different lengths, {sorted(lengths)}")
+
+
+def sitting(
+    exam: str, labels: Said, candidate: Said, incumbent: Said, best: Said, known: Collection[str] | None = None
+) -> Sitting:
+    """From the labels that each gave, [n] each."""
+    right = (candidate == labels, incumbent == labels, best == labels)
+    return Sitting(exam, labels.tolist(), *right, incumbent.tolist(), best.tolist(), known)
 
 
 @dataclass(frozen=True)
@@ -126,14 +143,16 @@ def judged(sittings: Sequence[Sitting], rules: Rules) -> list[Finding]:
     """Every exam and every label against both references, by one-sided exact McNemar tests with Holm's adjustment.
 
     A unit is worse where it drops by more than the tolerance and the adjusted p is below the level. Exams of fewer than
-    100 rows are judged together, so are labels of fewer than 30, all exams taken together.
+    100 rows are judged together, so are labels of fewer than 30, all exams taken together. To a label belong its rows
+    and those that the reference took for it: one that gives a label too often has all its rows right, and whoever gives
+    it less often would be refused for ever. Rows of labels that are not known yet belong to their own alone.
     """
-    tests: list[tuple[str, Literal["best", "incumbent"], Right, Right]] = []
-    for what, candidate, references in _units(sittings):
-        for against in ("best", "incumbent"):
-            if against == "incumbent" and np.array_equal(references["incumbent"], references["best"]):
-                continue
-            tests.append((what, against, candidate, references[against]))
+    tests: list[Test] = []
+    whole = _joined(sittings)
+    for against in ("best", "incumbent"):
+        if against == "incumbent" and np.array_equal(whole["incumbent"], whole["best"]):
+            continue
+        tests += [*_by_exam(sittings, against), *_by_label(sittings, whole, against)]
     raw = [mcnemar(reference, candidate) for _, _, candidate, reference in tests]
     findings = []
     for (what, against, candidate, reference), p in zip(tests, holm(raw), strict=True):
@@ -198,31 +217,40 @@ def sentence(found: Finding) -> str:
     return text
 
 
-def _units(sittings: Sequence[Sitting]) -> list[tuple[str, Right, dict[str, Right]]]:
-    """What is judged: (name, candidate's answers, answers of both references)."""
+def _by_exam(sittings: Sequence[Sitting], against: Reference) -> list[Test]:
+    """Each exam by itself, the small ones together."""
     large = [s for s in sittings if len(s.labels) >= SMALLEST_EXAM]
     small = [s for s in sittings if 0 < len(s.labels) < SMALLEST_EXAM]
-    units = [(f"exam {s.exam}", s.candidate, {"best": s.best, "incumbent": s.incumbent}) for s in large]
+    tests: list[Test] = [(f"exam {s.exam}", against, s.candidate, getattr(s, against)) for s in large]
     if small:
-        units.append((POOLED, *_joined(small)))
-    everything = [s for s in sittings if len(s.labels)]
-    if everything:
-        candidate, references = _joined(everything)
-        labels = np.concatenate([np.asarray(s.labels, dtype=str) for s in everything])
-        names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        groups = [(f"label {names[i]}", codes == i) for i in range(len(names)) if counts[i] >= SMALLEST_CLASS]
-        rare = np.isin(codes, np.flatnonzero(counts < SMALLEST_CLASS))
-        groups += [(RARE, rare)] if rare.any() else []
-        units += [(what, candidate[mask], {k: v[mask] for k, v in references.items()}) for what, mask in groups]
-    return units
+        together = _joined(small)
+        tests.append((POOLED, against, together["candidate"], together[against]))
+    return tests
 
 
-def _joined(sittings: Sequence[Sitting]) -> tuple[Right, dict[str, Right]]:
-    candidate = np.concatenate([s.candidate for s in sittings])
-    return candidate, {
-        "best": np.concatenate([s.best for s in sittings]),
-        "incumbent": np.concatenate([s.incumbent for s in sittings]),
-    }
+def _by_label(sittings: Sequence[Sitting], whole: dict[str, Right], against: Reference) -> list[Test]:
+    """Each label over all exams, the rare ones together."""
+    labels = np.concatenate([np.asarray(s.labels, dtype=str) for s in sittings] or [np.empty(0, dtype=str)])
+    given = [getattr(s, f"said_by_{against}") for s in sittings]
+    told = all(len(one) == len(s.labels) for one, s in zip(given, sittings, strict=True))
+    said = np.concatenate([np.asarray(one, dtype=str) for one in given]) if told and len(labels) else labels
+    names, counts = np.unique(labels, return_counts=True)
+    known = next((s.known for s in sittings if s.known is not None), names)
+    taken = np.isin(labels, list(known))
+    groups = [([names[i]], f"label {names[i]}") for i in np.flatnonzero(counts >= SMALLEST_CLASS)]
+    rare = names[counts < SMALLEST_CLASS]
+    groups += [(list(rare), RARE)] if len(rare) else []
+    tests: list[Test] = []
+    for members, what in groups:
+        mask = np.isin(labels, members) | (np.isin(said, members) & taken)
+        tests.append((what, against, whole["candidate"][mask], whole[against][mask]))
+    return tests
+
+
+def _joined(sittings: Sequence[Sitting]) -> dict[str, Right]:
+    """The answers of each to all exams."""
+    names = ("candidate", "incumbent", "best")
+    return {name: np.concatenate([np.zeros(0, dtype=bool), *(getattr(s, name) for s in sittings)]) for name in names}
 
 
 def _limits(sittings: Sequence[Sitting], rules: Rules, newest: str | None, size: int, milliseconds: float) -> list[str]:

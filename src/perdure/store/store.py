@@ -19,7 +19,7 @@ from perdure.recipes.recipe import Recipe
 from perdure.store import exams as marks
 from perdure.store import gate
 from perdure.store.arrival import Arrival, arrive, whole
-from perdure.store.exam import Answers, Exam, sit
+from perdure.store.exam import Answers, Exam, sit, truth
 from perdure.store.folder import FORMAT, MOVED, Folder, StoreError
 from perdure.store.update import Answerer, Outcome, first, judge, learnt, shift
 from perdure.store.version import Version
@@ -243,7 +243,10 @@ class Store:
         versions = {number: Version.open(self.folder, number) for number in (one, other)}
         found = {number: self.answerer(number) for number in versions}
         exams = self.exams()
-        right = {number: sit(exams, who.learner, who.recipe) for number, who in found.items()}
+        right = {}
+        for number, who in found.items():
+            said = sit(exams, who.learner, who.recipe)
+            right[number] = {exam.name: said[exam.name] == truth(exam, who.recipe) for exam in exams}
         rows = [
             {
                 "exam": exam.name,

@@ -15,7 +15,7 @@ from perdure.learner import Learner
 from perdure.recipes.recipe import Recipe
 from perdure.store import gate, suspicion, version
 from perdure.store.arrival import Arrival
-from perdure.store.exam import Answers, Exam, Right, answers, kept, sit
+from perdure.store.exam import Answers, Exam, Said, answers, kept, sit, truth
 from perdure.store.folder import now
 from perdure.store.version import Version
 
@@ -118,18 +118,12 @@ def judge(
     exams = [*store.exams(), *arrival.exams]
     rows = kept(exams)
     asked = [exam.select(rows[exam.name]) for exam in exams]
-    right = sit(asked, candidate.learner, candidate.recipe)
-    past = right if incumbent is None else sit(asked, incumbent.learner, incumbent.recipe)
-    sittings = [
-        gate.Sitting(
-            exam=exam.name,
-            labels=[str(label) for label in candidate.recipe.labels(exam.table)],
-            candidate=right[exam.name],
-            incumbent=past[exam.name],
-            best=_best(store, exam.name, rows[exam.name], past[exam.name]),
-        )
-        for exam in asked
-    ]
+    said = sit(asked, candidate.learner, candidate.recipe)
+    past = said if incumbent is None else sit(asked, incumbent.learner, incumbent.recipe)
+    labels = {exam.name: truth(exam, candidate.recipe) for exam in asked}
+    best = {name: _best(store, name, rows[name], past[name], labels[name]) for name in labels}
+    known = [str(label) for label in (incumbent or candidate).learner.classes]
+    sittings = [gate.sitting(name, labels[name], said[name], past[name], best[name], known) for name in labels]
     size, milliseconds = tensor_bytes(candidate.learner.model.state_dict()), _milliseconds(candidate, asked)
     newest = None if incumbent is None or arrival.own is None else arrival.own.name
     decision = gate.decide(sittings, store.rules, newest, size, milliseconds)
@@ -137,7 +131,7 @@ def judge(
         decision = gate.Decision(True, decision.findings)
     card = _card(store, arrival, candidate, before, sittings, decision) | {"bytes": size, "milliseconds": milliseconds}
     stored = arrival.exams if store.settings["keep_rows"] else arrival.brought
-    left = Answers({exam.name: rows[exam.name] for exam in asked}, right)
+    left = Answers({exam.name: rows[exam.name] for exam in asked}, said)
     version.write(store.folder, number, candidate.learner, candidate.recipe, stored, left, card)
     store.folder.decide(number, decision.promote, decision.refusals)
     kind: Literal["promoted", "refused"] = "promoted" if decision.promote else "refused"
@@ -172,10 +166,10 @@ def _card(
     }
 
 
-def _best(store: Store, exam: str, rows: list[int], incumbent: Right) -> Right:
+def _best(store: Store, exam: str, rows: list[int], incumbent: Said, labels: Said) -> Said:
     """The answers of the best version that ever sat these rows in production."""
     sat = [found.on(exam, rows) for found in store.answers()]
-    return max([incumbent, *(right for right in sat if right is not None)], key=lambda right: right.sum())
+    return max([incumbent, *(said for said in sat if said is not None)], key=lambda said: int((said == labels).sum()))
 
 
 def _milliseconds(candidate: Answerer, exams: list[Exam]) -> float:
