@@ -104,7 +104,9 @@ def inner(data: str, method: str, seed: int, tasks: int, rows: int | None) -> No
 
     def accuracy(experience: int) -> float:
         found = strategy.eval(benchmark.test_stream[experience])
-        return next(float(value) for key, value in found.items() if "Top1_Acc_Exp" in key)
+        # It tells the last value of every experience, this one's among them.
+        wanted = f"Exp{experience:03d}"
+        return next(float(value) for key, value in found.items() if "Top1_Acc_Exp" in key and key.endswith(wanted))
 
     for number, experience in enumerate(benchmark.train_stream):
         begun = time.perf_counter()
