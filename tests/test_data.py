@@ -512,3 +512,11 @@ def test_a_slice_is_read_like_its_numbers_and_copies_nothing_where_it_need_not()
             index = torch.arange(len(rows))[part]
             assert torch.equal(rows.read(part), rows.read(index))
     assert Rows(x).read(slice(2, 5)).data_ptr() == x[2:5].data_ptr()
+
+
+def test_large_finite_numbers_whose_sum_is_not_finite_are_healthy():
+    x = torch.full((4, 3), 3e38)
+    Rows(x, [0, 1, 0, 1]).check()
+    x[2, 1] = float("-inf")
+    with pytest.raises(ValueError, match=r"1 of 4 rows .*first: row 2"):
+        Rows(x, [0, 1, 0, 1]).check()
