@@ -1,7 +1,7 @@
 """Avalanche 0.6 on the same stream, in an environment and processes of its own, in turns with ours.
 
 Split MNIST, class-incremental, one epoch (471 steps of 128 rows), evaluated on all five tasks after each; plain
-training, and replay of 2 000 rows.
+training, the same with images as torchvision gives them, and replay of 2 000 rows.
 """
 
 from __future__ import annotations
@@ -47,13 +47,40 @@ def parts(data: str) -> list[tuple]:
     return found
 
 
+def pixels(x):
+    """Floats [n, 784] back to the images that they were, uint8 [n, 1, 28, 28]."""
+    import torch
+
+    return (x * 255).round().to(torch.uint8).view(-1, 1, 28, 28)
+
+
+class Pictures:
+    """Images row by row through PIL and ToTensor, as torchvision's MNIST gives them."""
+
+    def __init__(self, x, y) -> None:
+        from torchvision.transforms.functional import to_tensor
+
+        self.images, self.targets, self.to_tensor = pixels(x)[:, 0].numpy(), y.tolist(), to_tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple:
+        from PIL import Image
+
+        return self.to_tensor(Image.fromarray(self.images[row])), self.targets[row]
+
+
 def ours(data: str, method: str) -> None:
     import torch
 
     torch.set_num_threads(1)
     from perdure import Learner, Rows, Task, methods, models
 
-    tasks = [Task(Rows(a, b), Rows(c, d), name=str(n)) for n, (a, b, c, d) in enumerate(parts(data))]
+    def inputs(x: torch.Tensor) -> torch.Tensor:
+        return pixels(x) if method == "images" else x
+
+    tasks = [Task(Rows(inputs(a), b), Rows(inputs(c), d), name=str(n)) for n, (a, b, c, d) in enumerate(parts(data))]
     chosen = methods.Replay(2000) if method == "replay" else methods.Finetune()
     learner = Learner(models.mlp(784, (400, 400)), chosen, scenario="class", batch_size=128)
     train = evaluate = 0.0
@@ -87,15 +114,18 @@ def theirs(data: str, method: str) -> None:
     def stream(first: int) -> list:
         made = []
         for part in parts(data):
-            rows = torch.utils.data.TensorDataset(part[first], part[first + 1].long())
-            rows.targets = part[first + 1].tolist()
+            if method == "images":
+                rows = Pictures(part[first], part[first + 1])
+            else:
+                rows = torch.utils.data.TensorDataset(part[first], part[first + 1].long())
+                rows.targets = part[first + 1].tolist()
             made.append(as_classification_dataset(rows))
         return made
 
     benchmark = benchmark_from_datasets(train=stream(0), test=stream(2))
     layers = [torch.nn.Linear(784, 400), torch.nn.ReLU(), torch.nn.Linear(400, 400), torch.nn.ReLU()]
-    model = torch.nn.Sequential(*layers, torch.nn.Linear(400, 10))
-    kind, settings = {"replay": ("Replay", {"mem_size": 2000}), "plain": ("Naive", {})}[method]
+    model = torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(400, 10))
+    kind, settings = {"replay": ("Replay", {"mem_size": 2000})}.get(method, ("Naive", {}))
     strategy = getattr(supervised, kind)(
         model=model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3), criterion=torch.nn.CrossEntropyLoss(),
         train_mb_size=128, train_epochs=1, eval_mb_size=1024,
@@ -119,7 +149,8 @@ def compared() -> list[Row]:
     python, data = str(make_environment()), BUILD / "split.npz"
     write_data(data)
     rows = []
-    for method, what in (("plain", "Naive"), ("replay", "Replay(2000)")):
+    pictures = "Naive, images by PIL and ToTensor (ours: bytes)"
+    for method, what in (("plain", "Naive"), ("images", pictures), ("replay", "Replay(2000)")):
         turns = []
         for _ in range(ROUNDS):
             turns.append([
