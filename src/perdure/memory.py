@@ -324,13 +324,10 @@ def _sample(total: int, count: int, generator: torch.Generator, free: int, barre
     if len(set(first.tolist())) == count and (barred is None or not bool(barred[first].any())):
         return first  # as is likely among many: nothing is to be left out
     while True:
-        ordered, position = drawn.sort(stable=True)
-        wanted = _run_starts(ordered)
-        if barred is not None:
-            wanted &= ~barred[ordered]
-        distinct = position[wanted].sort().values
+        usable = drawn if barred is None else drawn[~barred[drawn]]
+        distinct = list(dict.fromkeys(usable.tolist()))
         if len(distinct) >= count:
-            return drawn[distinct[:count]]
+            return torch.tensor(distinct[:count])
         drawn = torch.cat([drawn, torch.randint(total, (more,), generator=generator)])
 
 
