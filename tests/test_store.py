@@ -262,6 +262,23 @@ def test_an_unfinished_update_with_other_data_is_given_up_and_said(copied, monke
     assert any("given up" in warning for warning in outcome.warnings) and "f" not in outcome.card["classes"]
 
 
+def test_a_store_that_another_process_began_meanwhile_is_not_removed(tmp_path, monkeypatch):
+    update = Store.update
+
+    def overtaken(self, *args, **kwargs):
+        update(self, *args, **kwargs)
+        raise StoreError("the store is being updated by another process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "update", overtaken)
+        with pytest.raises(StoreError, match="another process"):
+            begin(tmp_path, clouds(["a", "b"]))
+    assert Store("clouds", tmp_path).folder.production() == 1
+    with pytest.raises(RefusedError):
+        Store.init("none", clouds(["a"]).slice(0, 0), recipe=recipes.build({"name": "tabular"}), root=tmp_path)
+    assert not (tmp_path / "none").exists(), "what never had a version leaves nothing"
+
+
 def test_two_processes_do_not_update_one_store(copied):
     with copied.folder.held(), pytest.raises(StoreError, match="another process"):
         Store("clouds", copied.folder.path.parent).update(clouds(["f"]))

@@ -110,7 +110,9 @@ class Store:
         try:
             return store, store._begin(exams or {}) if data is None else store.update(data, exams=exams)
         except StoreError:
-            shutil.rmtree(folder.path)
+            with folder.held():  # another process may have begun the same store meanwhile: what it made stays
+                if not folder.versions():
+                    shutil.rmtree(folder.path)
             raise
 
     # ---- learning ----
@@ -135,7 +137,7 @@ class Store:
                 asked={place for exam in self.exams() if " " in exam.name for place in exam.marks},
                 known=[] if learner is None else learner.classes,
             )  # fmt: skip
-            done = self._already(arrival.fingerprint)
+            done = self._already(arrival.fingerprint, notes)
             if done is not None:
                 return done
             if not recipe.kind:
@@ -289,7 +291,7 @@ class Store:
         number = self.folder.production()
         return None if number is None else Version.open(self.folder, number)
 
-    def _already(self, fingerprint: str) -> Outcome | None:
+    def _already(self, fingerprint: str, found: list[str]) -> Outcome | None:
         """What became of the same rows, if nothing has happened since: a process may end before it can say so."""
         number = max(self.folder.versions(), default=0)
         if not number:
@@ -300,7 +302,7 @@ class Store:
             kind == "refused" and card["parent"] != self.folder.production()
         ):
             return None
-        notes = [f"these rows were learnt already, in version {number}", *card["warnings"]]
+        notes = [*found, f"these rows were learnt already, in version {number}", *card["warnings"]]
         return Outcome(kind, number, card["decision"]["refusals"], notes, card)
 
     def _shift(self, arrival: Arrival, incumbent: Answerer) -> str | None:
