@@ -23,7 +23,7 @@ FLOORS = [
     {"methods", "metrics", "checks", "offers"},
     {"state"},
     {"learner"},
-    {"report", "recipes"},
+    {"report", "recipes", "integrations"},
     {"experiment", "store"},
     {"service"},
     {"cli_store"},

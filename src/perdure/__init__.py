@@ -42,6 +42,7 @@ _ROOMS = (
     "datasets",
     "experiment",
     "importance",
+    "integrations",
     "learner",
     "memory",
     "method",
