@@ -33,6 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     diff.add_argument("other", type=int)
     rollback = command(commands, "rollback", _rollback, "let an earlier version answer again")
     rollback.add_argument("number", metavar="VERSION", type=int, nargs="?", help="the one before unless given")
+    rollback.set_defaults(late="number")
     promote = command(commands, "promote", _promote, "take a version that was refused")
     promote.add_argument("number", metavar="VERSION", type=int)
     promote.add_argument("--force", required=True, metavar="WHY", help="kept in the history")

@@ -19,9 +19,11 @@ from perdure.recipes.recipe import Recipe
 from perdure.store import exams as marks
 from perdure.store import gate
 from perdure.store.arrival import Arrival, arrive, whole
-from perdure.store.exam import Answers, Exam, sit, truth
+from perdure.store.drawn import Drawn
+from perdure.store.exam import Answers, Exam, Said
 from perdure.store.folder import FORMAT, MOVED, Folder, StoreError
-from perdure.store.update import Answerer, Outcome, first, judge, learnt, shift
+from perdure.store.suspicion import Agreement
+from perdure.store.update import Answerer, Outcome, answered, first, judge, learnt, shift
 from perdure.store.version import Version
 
 if TYPE_CHECKING:
@@ -245,25 +247,31 @@ class Store:
         versions = {number: Version.open(self.folder, number) for number in (one, other)}
         found = {number: self.answerer(number) for number in versions}
         exams = self.exams()
-        right = {}
+        said: dict[int, dict[str, Said]] = {}
+        labels: dict[str, Said] = {}
         for number, who in found.items():
-            said = sit(exams, who.learner, who.recipe)
-            right[number] = {exam.name: said[exam.name] == truth(exam, who.recipe) for exam in exams}
+            said[number], labels = answered(self, exams, None, who)
+        right = {number: {name: said[number][name] == labels[name] for name in labels} for number in versions}
         rows = [
             {
-                "exam": exam.name,
-                "rows": len(exam),
-                "accuracy": [float(right[number][exam.name].mean()) if len(exam) else None for number in (one, other)],
-                "lost": int((right[one][exam.name] & ~right[other][exam.name]).sum()),
-                "gained": int((~right[one][exam.name] & right[other][exam.name]).sum()),
+                "exam": name,
+                "rows": len(labels[name]),
+                "accuracy": [float(right[n][name].mean()) if len(labels[name]) else None for n in (one, other)],
+                "lost": int((right[one][name] & ~right[other][name]).sum()),
+                "gained": int((~right[one][name] & right[other][name]).sum()),
             }
-            for exam in exams
+            for name in labels
         ]
         return {"versions": [one, other], "exams": rows, "bytes": [versions[n].card["bytes"] for n in (one, other)]}
 
     def exams(self) -> list[Exam]:
         """The exams of all versions that were ever in production, in their order."""
         return [exam for number in self.folder.promoted() for exam in Version.open(self.folder, number).exams()]
+
+    def drawn(self) -> list[Drawn]:
+        """The statistics that stand for exams, where no rows are kept."""
+        found = [Version.open(self.folder, number).drawn() for number in self.folder.promoted()]
+        return [drawn for drawn in found if drawn is not None]
 
     def answers(self) -> list[Answers]:
         """What each version that was ever in production answered when it was made."""
@@ -273,9 +281,13 @@ class Store:
         """What this store cannot promise, as sentences."""
         if self.settings["keep_rows"]:
             return []
-        off = ["no rows are kept: the gate judges on the newest rows before they are dropped, and on exams you bring"]
+        off = [
+            "no rows are kept: the gate judges on the newest rows before they are dropped, on rows drawn from what was "
+            "counted of each label, and on exams you bring",
+            "nothing tells whether new inputs differ from those that were learnt (perdure check)",
+        ]
         if not any(" " in exam.name for exam in self.exams()):
-            off.append("no exam was brought: nothing proves that earlier updates are not forgotten")
+            off.append("no exam was brought: that earlier updates are not forgotten is shown on drawn rows only")
         return off
 
     def own_network(self) -> nn.Module | None:
@@ -306,8 +318,17 @@ class Store:
         return Outcome(kind, number, card["decision"]["refusals"], notes, card)
 
     def _shift(self, arrival: Arrival, incumbent: Answerer) -> str | None:
-        exams = [exam for exam in self.exams() if " " not in exam.name] or self.exams()
-        return shift(arrival, incumbent, exams[-1]) if exams else None
+        exams = [exam for exam in self.exams() if " " not in exam.name]
+        if exams:
+            return shift(arrival, incumbent, exams[-1])
+        parent = self._production()
+        own = (
+            [] if parent is None else [exam for exam in parent.card["exams"] if exam["exam"] == f"{parent.number:04d}"]
+        )
+        if own and own[0]["rows"]:  # it sat this exam before the rows were dropped
+            return shift(arrival, incumbent, Agreement(round(own[0]["candidate"] * own[0]["rows"]), own[0]["rows"]))
+        brought = self.exams()
+        return shift(arrival, incumbent, brought[-1]) if brought else None
 
     def _begin(self, exams: Mapping[str, Any]) -> Outcome:
         """The first version: the user's network as it is, and what it is examined with."""
