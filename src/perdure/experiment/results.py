@@ -90,8 +90,9 @@ class CellPart(_Part):
     """One method in one scenario with one seed. `inferred`: average accuracy where the task is inferred, by way.
 
     `accuracy[i][j]` is the accuracy on task j after learning task i. Where training broke off for good (`complete` is
-    false), there are only the rows until then, and no metrics. `parameters` and `shared` stand only where a method has
-    them: a file without is one that earlier versions read.
+    false), there are only the rows until then, and no metrics. `looked`: numbers of one's own, after each task.
+    `parameters`, `shared` and `looked` stand only where there are any: a file without is one that earlier versions
+    read.
     """
 
     method: str
@@ -109,6 +110,7 @@ class CellPart(_Part):
     samples: list[SamplesPart] | None = None
     parameters: list[ParametersPart] | None = None
     shared: list[SharedPart] | None = None
+    looked: dict[str, list[float | None]] | None = None
     steps: NonNegativeInt
     multiply_adds: NonNegativeInt
     parameter_bytes: NonNegativeInt
@@ -169,7 +171,7 @@ class Results(_Part):
         """The file, whole or not at all."""
         document = self.model_dump(mode="json", by_alias=True)
         for cell in document["cells"]:
-            for name in ("parameters", "shared"):
+            for name in ("parameters", "shared", "looked"):
                 if cell[name] is None:
                     del cell[name]
         text = json.dumps(document, indent=1, allow_nan=False)

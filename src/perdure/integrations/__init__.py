@@ -1,1 +1,1 @@
-"""Perdure inside other people's tools: one file each, imported by its own name, so that none is needed for the others."""
+"""Perdure inside other people's tools: one file each, imported by its own name; none is needed for the others."""
