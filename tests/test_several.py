@@ -1,6 +1,10 @@
 """Several objectives over one body: loss, Fisher and MAS against slow, obvious ones; learning, grading, saving."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -404,3 +408,16 @@ def test_a_watching_callback_still_sees_one_grade():
     assert grades[-1] > grades[0]
     assert learner.evaluate([task(0)])[0] == pytest.approx(sum(part[0] for part in parts.values()) / 2)
     assert isinstance(Rows.of(task(0).train), Rows)
+
+
+def test_the_example_runs_and_tells_what_each_objective_lost(tmp_path):
+    root = Path(__file__).parents[1]
+    script = root / "examples" / "multitask.py"
+    assert len(script.read_text().splitlines()) <= 60
+    words = [sys.executable, str(script), str(tmp_path), "200", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+    lines = [line.split(" | ") for line in said.splitlines() if line.startswith("|")]
+    assert lines[0][2:] == ["digit", "digit lost", "parity", "parity lost", "ink", "ink lost", "train s |"]
+    assert len(lines) == 8 and all(-200 < float(value) <= 100 for value in lines[2][2:8])
+    assert (tmp_path / "accuracy.svg").exists()
