@@ -97,7 +97,7 @@ def advise(
         for candidate in chosen[1:]:
             found = _attempt(trial, candidate, stream, seeds[:1], left_out)
             tried += [found] if found else []
-        best = max(found.accuracy for found in tried if not found.refused)
+        best = max((found.accuracy for found in tried if not found.refused), default=1.0)
         for place, found in enumerate(tried):
             if place and not found.refused and found.accuracy >= best - CLOSE and len(seeds) > 1:
                 again = _attempt(trial, trial.candidates[found.label], stream, seeds, [])

@@ -36,7 +36,9 @@ class Needs:
 
     def capacity(self, rows: Rows, more: int = 0) -> int:
         """How many rows a memory may hold that takes `more` bytes a row beside the row itself."""
-        return CAPACITY if self.memory is None else int(self.memory // (rows.bytes / len(rows) + ROW_OVERHEAD + more))
+        if self.memory is None:
+            return CAPACITY
+        return max(1, int(self.memory // (rows.bytes / len(rows) + ROW_OVERHEAD + more)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _all(capacity: int, scored: int) -> list[Candidate]:
         Candidate("replay + lwf", with_lwf, capacity),
         Candidate("er-ace", {"name": "er-ace", **kept}, capacity),
         Candidate("derpp", {"name": "derpp", "capacity": scored}, scored),
-        Candidate("icarl", {"name": "icarl", **kept}, capacity),
+        Candidate("icarl", {"name": "icarl", "capacity": scored}, scored),
         Candidate("cumulative", {"name": "cumulative"}),
         Candidate("ewc", {"name": "ewc"}),
         Candidate("ewc, 10 times as strong", {"name": "ewc", "strength": 10 * methods.EWC().strength}),

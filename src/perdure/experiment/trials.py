@@ -47,10 +47,9 @@ class Tried:
     refused: str = ""
 
     def __str__(self) -> str:
-        reached = (
-            f"{100 * self.accuracy:.1f} % (seeds differ by {100 * self.spread:.1f}), lost {100 * self.forgetting:.1f}"
-        )
-        return f"{reached}; about {self.seconds:.0f} s for the first task, {self.memory / 1e6:.1f} MB"
+        seeds = f"{self.runs} seeds, {100 * self.spread:.1f} apart" if self.runs > 1 else "1 seed"
+        reached = f"{100 * self.accuracy:.1f} % ({seeds}), lost {100 * self.forgetting:.1f}"
+        return f"{reached}; about {self.seconds:.0f} s for the first task, {self.memory / 1e6:.2f} MB"
 
 
 @dataclass
@@ -117,7 +116,7 @@ class Trial:
     def _refused(self, memory: int, seconds: float) -> str:
         limit, most = self.needs.memory, self.needs.seconds
         if limit is not None and memory > 1.01 * limit:
-            return f"it keeps {memory / 1e6:.1f} MB, and {limit / 1e6:.1f} are allowed"
+            return f"it keeps {memory / 1e6:.2f} MB, and {limit / 1e6:.2f} are allowed"
         if most is not None and seconds > most:
             return f"the first task would take about {seconds:.0f} s, and {most:.0f} are allowed"
         return ""
