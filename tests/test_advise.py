@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from perdure import Task, cli, methods, models
+from perdure import Stream, Task, cli, methods, models
 from perdure.experiment import rehearse, trials
 from perdure.experiment.advise import RULES, advise
 from perdure.experiment.asked import of_table, size
@@ -162,6 +162,16 @@ def test_where_plain_training_forgets_nothing_a_rule_decides_and_it_is_said():
     assert none.label == RULES["trained"][0]
     numbers = Task((torch.rand(20, 8), torch.rand(20, 1)), name="numbers")
     assert "No trial: a trial needs one label a row" in advise(numbers, network, Needs("domain")).why[0]
+
+
+def test_tasks_that_came_so_far_are_tried_on_instead_of_pieces():
+    three = [task(seed=seed) for seed in range(3)]
+    known = Stream([Task(t.train, t.train.select(range(24)), name=str(i)) for i, t in enumerate(three)])
+    advice = quick(three[0], Needs("domain", keep=False), steps=20, known=known)
+    assert advice.tried and "pieces" not in " ".join(advice.why)
+    same = Stream([Task(three[0].train, three[0].train.select(range(24)), name=str(i)) for i in range(3)])
+    rule = quick(three[0], Needs("domain"), known=same)
+    assert rule.label == "replay" and "One task alone" not in str(rule) and "no measurement" in str(rule)
 
 
 def test_a_trial_that_is_stopped_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):

@@ -122,6 +122,12 @@ def _add_advice(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         choices=["task", "domain", "class"],
         help="task: which task a row is of is told; domain: the same labels, other inputs; class: new labels",
     )
+    advice.add_argument(
+        "--on",
+        choices=["first-task", "first-three"],
+        default="first-task",
+        help="what to try on: pieces of the first task, or the first three tasks of an experiment, which show more",
+    )
     advice.add_argument("--task-known", action="store_true", help="the same as --scenario task")
     advice.add_argument("--no-rows-kept", action="store_true", help="rows of the past may not be stored")
     advice.add_argument("--memory", metavar="SIZE", help="what may be kept beside the model, as in 20MB")
@@ -238,7 +244,7 @@ def _advise(arguments: argparse.Namespace) -> int:
             "--task-known (which task a row is of is told)"
         )
     if arguments.data is None:
-        about = asked.of_plan(load(arguments.experiment, arguments.set))
+        about = asked.of_plan(load(arguments.experiment, arguments.set), arguments.on)
     else:
         about = asked.of_table(arguments.data, arguments.label, arguments.recipe, arguments.text)
     build = cli_store.built(arguments)
@@ -250,8 +256,8 @@ def _advise(arguments: argparse.Namespace) -> int:
     try:
         advice = advise(
             about.first, asked.growing(build) if build else about.model, needs, training=about.training,
-            seeds=range(arguments.seeds), seconds=arguments.trial_seconds,
-            out=arguments.out or Path("runs") / f"advise-{about.name}-{scenario}",
+            known=about.known, seeds=range(arguments.seeds), seconds=arguments.trial_seconds,
+            out=arguments.out or Path("runs") / f"advise-{about.name}-{scenario}-{arguments.on}",
             say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
         )  # fmt: skip
     except KeyboardInterrupt:

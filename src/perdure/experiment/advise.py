@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def advise(
     needs: Needs,
     *,
     training: Mapping[str, Any] | None = None,
+    known: Stream | None = None,
     steps: int = 200,
     rows: int = 6000,
     seeds: Sequence[int] = (0, 1),
@@ -79,6 +80,7 @@ def advise(
 
     model     makes the network, new each time (with its trained body, where there is one)
     training  the Learner's settings, as for the stream itself
+    known     tasks that came so far, to try on instead of pieces of the first: see `pieces.first_three`
     steps, rows, seeds, seconds   of the trial: steps a piece at most, train rows in all, runs, wall time in all
     out       a folder that keeps what was tried: stopped, the same call goes on
 
@@ -90,9 +92,9 @@ def advise(
     trial = Trial(first, model, needs, dict(training or {}), steps, rows, time.monotonic() + seconds, say)
     chosen, left_out = candidates(needs, first.train)
     with trial.remembered(out):
-        plain, stream, words = _forgetful(trial, chosen[0], seeds)
+        plain, stream, words = _forgetful(trial, chosen[0], seeds, known)
         if plain is None or stream is None:
-            return _by_rule(needs, chosen, left_out, words)
+            return _by_rule(needs, chosen, left_out, words, known is None)
         tried = [plain]
         for candidate in chosen[1:]:
             found = _attempt(trial, candidate, stream, seeds[:1], left_out)
@@ -122,12 +124,13 @@ def _attempt(
 
 
 def _forgetful(
-    trial: Trial, finetune: Candidate, seeds: Sequence[int]
+    trial: Trial, finetune: Candidate, seeds: Sequence[int], known: Stream | None
 ) -> tuple[Tried, Stream, str] | tuple[None, None, str]:
-    """Plain training on the first stream of pieces on which it forgets, that stream, and words on it."""
+    """Plain training on the first stream for trials on which it forgets, that stream, and words on it."""
     seen = []
     try:
-        for stream in rehearse.streams(trial.first, trial.needs.scenario, trial.model(), trial.rows):
+        pieces = rehearse.streams(trial.first, trial.needs.scenario, trial.model(), trial.rows)
+        for stream in pieces if known is None else [known]:
             found = trial.of(finetune, stream, seeds)
             lost = f"{100 * found.forgetting:.1f} points"
             if found.forgetting >= LEAST_FORGETTING:
@@ -139,7 +142,9 @@ def _forgetful(
     return None, None, " ".join(seen)
 
 
-def _by_rule(needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str) -> Advice:
+def _by_rule(
+    needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str, one: bool
+) -> Advice:
     rules = [RULES["trained"]] if needs.trained else []
     rules += [RULES["keep"]] if needs.keep else []
     order = [label for rule in [*rules, RULES[needs.scenario], ("finetune",)] for label in rule]
@@ -147,8 +152,12 @@ def _by_rule(needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str
     label = next(label for label in order if label in known)
     why = [
         words,
-        "One task shows no forgetting, so this is a rule and no measurement: what serves most streams of this kind. "
-        "Ask again with the second task's rows among the first's, or compare methods once two tasks are there.",
+        "So this is a rule and no measurement: what serves most streams of this kind. "
+        + (
+            "One task alone often shows no forgetting: ask again when three are there (--on first-three)."
+            if one
+            else ""
+        ),
     ]
     return Advice(needs, label, known[label].spec, why, [], left_out)
 
@@ -171,10 +180,6 @@ def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]
             "method that was tried keeps what was learnt. Keeping rows, telling the task, "
             "or a trained body would change that."
         )
-    why.append("Pieces of one task are not the stream to come: compare again when two or three tasks are there.")
+    if "pieces by their looks" in words or "in another order" in words:
+        why.append("Pieces of one task are not the stream to come: ask again when three are there (--on first-three).")
     return Advice(needs, taken.label, taken.spec, why, list(tried), left_out)
-
-
-def document(advice: Advice) -> dict[str, Any]:
-    """The advice in JSON's words."""
-    return asdict(advice)

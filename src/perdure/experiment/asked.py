@@ -12,10 +12,12 @@ from torch import nn
 
 from perdure import models, recipes
 from perdure.data import Task
+from perdure.experiment import pieces
 from perdure.experiment.config import Plan
 from perdure.experiment.settings import RequestError
 from perdure.recipes.kinds import kinds_of
 from perdure.recipes.tables import TableError
+from perdure.streams import Stream
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -28,12 +30,14 @@ class Asked:
     first: Task
     model: Callable[[], nn.Module]
     training: dict[str, Any]
+    known: Stream | None = None
 
 
-def of_plan(plan: Plan) -> Asked:
-    """An experiment's."""
+def of_plan(plan: Plan, on: str = "first-task") -> Asked:
+    """An experiment's; on="first-three" gives the train rows of its first three tasks to try on."""
     training = plan.experiment.training.model_dump(exclude={"protocol", "augment", "heads"}, exclude_none=True)
-    return Asked(plan.experiment.name, plan.stream[0], lambda: models.build(plan.recipe), training)
+    known = pieces.first_three(plan.stream) if on == "first-three" else None
+    return Asked(plan.experiment.name, plan.stream[0], lambda: models.build(plan.recipe), training, known)
 
 
 def of_table(path: Path, label: str, recipe: str | None = None, text: str | None = None) -> Asked:
