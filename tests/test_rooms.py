@@ -16,7 +16,7 @@ FLOORS = [
     {"sources", "optim", "augment", "journal", "disk", "sealed"},
     {"data"},
     {"objective", "models", "memory", "labels", "datasets"},
-    {"streams", "importance", "structure"},
+    {"streams", "importance", "structure", "several"},
     {"method"},
     {"host", "training", "callbacks", "inference"},
     {"answers", "budget"},

@@ -15,9 +15,9 @@ from perdure.clock import Clock
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
 from perdure.method import EXCLUSIVE, Method, mark, overrides
-from perdure.objective import OBJECTIVES, Objective
+from perdure.objective import Objective
 from perdure.seeds import seeded
-from perdure.spelling import one_of
+from perdure.several import Several, goal
 
 
 def attach(
@@ -25,7 +25,7 @@ def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    objective: str = "classification",
+    objective: str | Several = "classification",
     trained: bool = False,
     seed: int = 0,
 ) -> Attached:
@@ -101,20 +101,20 @@ class Attached(HostBase):
         method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        objective: str,
+        objective: str | Several,
         trained: bool,
         seed: int,
     ) -> None:
         for hook in EXCLUSIVE:
             if overrides(method, hook):
                 raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
-        one_of("objective", objective, OBJECTIVES)
+        learnt = goal(objective)
         if method.owned:
             raise ValueError(f"this {method.name} belongs to another learner or loop already: make a new one")
-        if objective not in method.objectives:
-            raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
+        if learnt.name not in method.objectives:
+            raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {learnt.name!r}")
         device = next(model.parameters()).device
-        super().__init__(model, method, OBJECTIVES[objective], device, seed)
+        super().__init__(model, method, learnt, device, seed)
         self.optimizer = optim.make(optimizer, model)
         self._columns = None if trained else 0
         self._batch: Batch | None = None

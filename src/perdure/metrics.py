@@ -58,6 +58,23 @@ class Record(Callback):
             self.inferred = {way: fmean(learner.evaluate(self.stream, infer=way)) for way in self.infer}
 
 
+@dataclass(eq=False)
+class RecordParts(Callback):
+    """Fills in an accuracy matrix for each of several objectives; travels in the learner's state.
+
+    stream    the tasks to evaluate on, all of them, after each one
+    matrices  by the part's name; `forgetting(record.matrices["digit"])` is the forgetting of one objective
+    """
+
+    stream: Sequence[Task]
+    matrices: dict[str, list[list[float | None]]] = memory(dict)
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        """Notes a row of each matrix."""
+        for name, row in learner.evaluate_parts(self.stream).items():
+            self.matrices.setdefault(name, []).append(row)
+
+
 class Evaluation(TypedDict):
     """One evaluation while learning: after `step`, task number `task` being learnt, the accuracy on every task."""
 
