@@ -11,6 +11,7 @@ from torch import Tensor
 from perdure import inference
 from perdure.data import Batch, Columns, Label, Rows, Task, column_map
 from perdure.models import evaluating
+from perdure.objective import NUMERIC
 from perdure.spelling import guess
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def inferred(learner: Learner, rows: Rows, strangeness: inference.Strangeness) -
 
 def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any] | Tensor:
     """Probabilities as the user's own labels: a tensor of ints, a list of strings, lists of labels, or values."""
-    if learner.objective.name == "regression":
+    if learner.objective.name in NUMERIC:
         return answers
     if learner.objective.dense:
         return [[label for label, p in zip(labels, row, strict=True) if p > 0.5] for row in answers.tolist()]

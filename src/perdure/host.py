@@ -15,9 +15,8 @@ from perdure.clock import Clock
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
 from perdure.method import EXCLUSIVE, Method, mark, overrides
-from perdure.objective import OBJECTIVES, Objective
+from perdure.objective import Objective, named
 from perdure.seeds import seeded
-from perdure.spelling import one_of
 
 
 def attach(
@@ -108,13 +107,13 @@ class Attached(HostBase):
         for hook in EXCLUSIVE:
             if overrides(method, hook):
                 raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
-        one_of("objective", objective, OBJECTIVES)
+        goal = named(objective)
         if method.owned:
             raise ValueError(f"this {method.name} belongs to another learner or loop already: make a new one")
-        if objective not in method.objectives:
+        if goal.name not in method.objectives:
             raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
         device = next(model.parameters()).device
-        super().__init__(model, method, OBJECTIVES[objective], device, seed)
+        super().__init__(model, method, goal, device, seed)
         self.optimizer = optim.make(optimizer, model)
         self._columns = None if trained else 0
         self._batch: Batch | None = None
