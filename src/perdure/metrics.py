@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from perdure.learner import Learner
 
 Accuracies = Sequence[float | None]
+Numbers = Sequence[float] | npt.NDArray[np.floating[Any]]
+Truths = Sequence[bool] | npt.NDArray[np.bool_]
 Matrix = Sequence[Accuracies]  # R[i][j]: accuracy on task j after learning task i; None: not known or not asked
 
 
@@ -205,7 +207,7 @@ def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -
     )
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+def auroc(scores: Numbers, positive: Truths) -> float | None:
     """The area under the ROC curve: of all pairs (positive, negative) the share whose positive scores higher.
 
     Ties count as half. By ranks (Mann & Whitney 1947; Hanley & McNeil 1982). None where all are of one kind.
@@ -219,13 +221,13 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     return (float(ranks[truth].sum()) - many * (many + 1) / 2) / (many * few)
 
 
-def brier(chances: Sequence[float], positive: Sequence[bool]) -> float:
+def brier(chances: Numbers, positive: Truths) -> float:
     """Mean of (chance - truth)^2, truth being 1 or 0: 0 is perfect, 0.25 says one half of everybody (Brier 1950)."""
     values, truth = _scored(chances, positive)
     return float(np.square(values - truth).mean())
 
 
-def calibration_error(chances: Sequence[float], positive: Sequence[bool], bins: int = 10) -> float:
+def calibration_error(chances: Numbers, positive: Truths, bins: int = 10) -> float:
     """Expected calibration error: sum over bins of (rows in the bin / rows) * |mean chance - share of positives|.
 
     The bins are [0, 1/bins), ..., [1 - 1/bins, 1] of the chance of being positive (Naeini et al. 2015). Few rows make
@@ -261,7 +263,7 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _scored(scores: Sequence[float], positive: Sequence[bool]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def _scored(scores: Numbers, positive: Truths) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     if values.shape != truth.shape or values.ndim != 1 or not len(values):
         raise ValueError(f"a score a row and a truth a row, found {values.shape} and {truth.shape}")
