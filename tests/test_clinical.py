@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perdure import metrics
-from perdure.clinical import Estimate, diagnosis
+from perdure.clinical import Estimate, diagnosis, table
 
 CHANCES = np.array([0.9, 0.8, 0.6, 0.4, 0.2, 0.5, 0.1])  # 0.5 is no "sick"
 SICK = np.array([True, True, True, True, False, False, False])
@@ -42,3 +42,14 @@ def test_where_all_are_sick_nothing_is_said_of_the_healthy():
     assert str(found["sensitivity"]) == "1.00 (0.91 to 1.00)"
     assert str(found["specificity"]) == "0 patients, not judged"
     assert str(found["AUROC"]) == "0 patients, not judged"
+
+
+def test_diagnoses_as_a_table():
+    found = {
+        ("one", "a"): diagnosis(CHANCES, SICK, draws=20),
+        ("one", "b"): diagnosis(CHANCES, SICK, least=3, draws=20),
+    }
+    lines = table(found, ["method", "of"]).splitlines()
+    assert lines[0] == "| method | of | sensitivity | specificity | AUROC | Brier | ECE |" and len(lines) == 4
+    assert lines[2].startswith("| one | a | 4 patients, not judged | 3 patients, not judged |")
+    assert lines[3].startswith("| one | b | 0.75 (0.19 to 0.99) | 1.00 (0.29 to 1.00) | 0.92 (")

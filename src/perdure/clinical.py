@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,3 +76,11 @@ def diagnosis(
         "Brier": drawn(metrics.brier, len(truth)),
         "ECE": drawn(metrics.calibration_error, len(truth)),
     }
+
+
+def table(found: Mapping[Sequence[str], Mapping[str, Estimate]], names: Sequence[str]) -> str:
+    """Diagnoses as a Markdown table, a line each: under `names` stands what each is of."""
+    first = next(iter(found.values()))
+    lines = [[*names, *first], ["---"] * (len(names) + len(first))]
+    lines += [[*key, *map(str, estimates.values())] for key, estimates in found.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
