@@ -22,16 +22,14 @@ parser = options("runs/language")
 parser.add_argument("--rows", type=int, help="of each domain only so many, to learn from and to be asked")
 parser.add_argument("--encoder", help="a folder, or a name on the Hugging Face hub")
 asked = parser.parse_args()
-most, epochs, counted = (60, 1, 20) if asked.small else (asked.rows, 6, 200)
-recipe = recipes.Text(
-    buckets=2**10 if asked.small else 2**14, most=128 if asked.encoder else 512, encoder=asked.encoder
-)
+most, epochs, counted, buckets = (60, 1, 20, 2**10) if asked.small else (asked.rows, 6, 200, 2**14)
+recipe = recipes.Text(buckets=buckets, most=128 if asked.encoder else 512, encoder=asked.encoder)
 
 
 def stream() -> Stream:
     """A task a domain: the topics, then mild opinions on any of them."""
-    seen, tasks = set(), []
-    files = [reviews(Path(asked.data, f"{name}.parquet"), seen) for name in ("train", "test")]
+    seen, tasks, first = set(), [], 3000 if asked.small else None
+    files = [reviews(Path(asked.data, f"{name}.parquet"), seen, first) for name in ("train", "test")]
     recipe.fit(files[0])
     for domain in [*TOPICS, "mild"]:
         parts = [file.filter(pyarrow.compute.equal(file["domain"], domain))[:most] for file in files]
