@@ -109,3 +109,18 @@ def test_table_and_picture(tmp_path):
     names = {text.firstChild.data for text in drawn.getElementsByTagName("text")}
     assert set(MAKERS) <= names
     assert drawn.getElementsByTagName("style")
+
+
+def test_each_seed_may_have_rows_of_its_own(tmp_path):
+    streams = {0: small_stream(60), 1: small_stream(40)}
+    results = study(streams.__getitem__, {"fine-tuning": made()}, out=tmp_path, seeds=(0, 1))
+    for cell in results.cells:
+        learner, matrix = made()(cell.seed), []
+        for task in streams[cell.seed]:
+            learner.learn(task)
+            matrix.append(learner.evaluate(streams[cell.seed]))
+        assert cell.accuracy == matrix
+    with pytest.raises(FolderError):
+        study(small_stream, {"fine-tuning": made()}, out=tmp_path, seeds=(60, 50))
+    with pytest.raises(ValueError, match="same tasks"):
+        study(lambda seed: small_stream()[: 2 - seed], {"fine-tuning": made()}, out=tmp_path / "odd", seeds=(0, 1))

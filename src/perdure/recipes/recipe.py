@@ -65,6 +65,10 @@ class Recipe:
     def extend(self, table: pa.Table) -> None:
         """Takes in what later training rows bring; by default nothing."""
 
+    def pins(self) -> dict[str, str]:
+        """What it reads that is no part of a version, with its SHA-256; by default nothing."""
+        return {}
+
     # ---- the same for all ----
 
     def check(self, table: pa.Table, labelled: bool = True) -> None:

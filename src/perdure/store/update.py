@@ -195,6 +195,7 @@ def _card(
         "perdure": perdure.__version__,
         "data": data,
         "settings": {key: store.settings[key] for key in ("recipe", "method", "training", "rules")},
+        "pins": candidate.recipe.pins(),
         "classes": candidate.learner.classes,
         "exams": [_grades(sitting) for sitting in sittings],
         "decision": {"promote": decision.promote, "refusals": decision.refusals},
