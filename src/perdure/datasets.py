@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.data import Rows
+from perdure.data import Label, Rows, class_names
 from perdure.sources import image
 
 MNIST_TRAIN, MNIST_ROWS = 60_000, 70_000
@@ -102,6 +102,28 @@ def parquet(
         parts[1][0] if test is not None else None,
         sizes + (" The images are JPEG, which is lossy: results differ a little from the original's." if lossy else ""),
     )
+
+
+def fewer(
+    dataset: Dataset, *, train: int | None = None, test: int | None = None, classes: Sequence[Label] | None = None
+) -> Dataset:
+    """The first `train` and `test` rows of each label (None: all), of these labels (None: of all): to try things."""
+    labels = dataset.train.classes if classes is None else class_names(classes)
+    rows = _first(dataset.train, labels, train)
+    tests = None if dataset.test is None else _first(dataset.test, labels, test)
+    counts = f"{len(rows)} train and {'no' if tests is None else len(tests)} test rows"
+    words = f"Of these {counts} are taken, the first of each of the labels {', '.join(map(str, labels))}."
+    return replace(dataset, train=rows, test=tests, description=f"{dataset.description} {words}".strip())
+
+
+def _first(rows: Rows, labels: Sequence[Label], most: int | None) -> Rows:
+    """The first `most` rows of each label, in the order of the rows."""
+    own = rows.positions(rows.classes)
+    for label in labels:
+        if label not in rows.classes:
+            raise ValueError(f"no row has the label {label!r}; the labels are {rows.classes}")
+    chosen = [(own == rows.classes.index(label)).nonzero()[:most, 0] for label in labels]
+    return rows.select(torch.cat(chosen).sort().values)
 
 
 def _optional(module: str) -> Any:
