@@ -65,7 +65,7 @@ class Chance:
         """Numbers from 0 to below 1, float32 [n, *shape]."""
         return (self.bits(use, *shape) >> 8).float() / 2**24
 
-    def normal(self, use: str, *shape: int) -> Tensor:
+    def bell(self, use: str, *shape: int) -> Tensor:
         """Numbers of mean 0 and variance 1, nearly normal: the sum of four random bytes; at most 3.5 from 0."""
         bits = self.bits(use, *shape)
         total = (bits & 255) + (bits >> 8 & 255) + (bits >> 16 & 255) + (bits >> 24)
@@ -97,7 +97,7 @@ def night(v: Tensor, chance: Chance, level: int) -> Tensor:
     channels, height, width = v.shape[1:]
     tint = torch.tensor(NIGHT_TINT if channels == 3 else (1.0,), device=v.device)[:, None, None]
     faded = (v + _mean_of_channels(v)) / 2
-    noise = chance.normal("grain", channels, height, width)
+    noise = chance.bell("grain", channels, height, width)
     return NIGHT_LIGHT[level] * tint * faded + NIGHT_GRAIN[level] * noise
 
 
@@ -156,7 +156,7 @@ class Corruption:
 
     def __post_init__(self) -> None:
         one_of("condition", self.condition, CONDITIONS)
-        if self.severity not in SEVERITIES:
+        if type(self.severity) is not int or self.severity not in SEVERITIES:
             raise ValueError(f"severity is {self.severity!r}; it is a whole number from 1 to 5")
 
     def __call__(self, x: Columns) -> Columns:

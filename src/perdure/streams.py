@@ -172,7 +172,7 @@ def corrupted(
     seed      of the weather, and of the dealing
     apart     train rows are dealt out, so that every task brings photographs of its own; test rows are the same in all
     """
-    _check_source(dataset, 1)
+    _check_source(dataset, len(conditions))
     if len(_tensor_shape(dataset.train, "corrupted")) != 3:
         raise ValueError(f"corrupted needs images of shape [c, h, w]; these rows have shape {dataset.train.shape}")
     changes = [Corruption(condition, severity, seed) for condition in conditions]
