@@ -30,7 +30,7 @@ def maker(method: Callable[[], Method]) -> Callable[[int], Learner]:
     """Learners with a method, by seed."""
 
     def make(seed: int) -> Learner:
-        network = models.resnet18((3, 32, 32), width).to(memory_format=torch.channels_last)
+        network = models.resnet18((3, 32, 32), width)
         return Learner(
             network, method(), scenario="class", batch_size=32, precision="bf16", augment=crop_and_flip, seed=seed
         )
