@@ -180,3 +180,24 @@ def test_arrays_are_a_dataset():
     assert repr(data) == "Dataset('mine', 4 train and 1 test rows)"
     with pytest.raises(ValueError, match="go together"):
         datasets.arrays(np.ones((4, 2)), [0] * 4, np.ones((1, 2)))
+
+
+# ---- fewer rows
+
+
+def test_fewer_rows_are_the_first_of_each_label():
+    labels = ["b", "a", "c", "a", "b", "a", "b"]
+    data = datasets.arrays(torch.arange(7.0)[:, None], labels, torch.arange(7.0)[:, None], labels)
+    part = datasets.fewer(data, train=2, test=1)
+    assert everything(part.train)[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert everything(part.test)[:, 0].tolist() == [0, 1, 2]
+    assert "5 train and 3 test rows are taken, the first of each of the labels a, b, c" in part.description
+    some = datasets.fewer(data, train=2, classes=("c", "b"))
+    assert some.train.labels == ["b", "c", "b"] and some.test.labels == ["b", "c", "b", "b"]
+    assert datasets.fewer(datasets.arrays(torch.ones(2, 1), [0, 1]), train=1).test is None
+    with pytest.raises(ValueError, match="no row has the label 'd'"):
+        datasets.fewer(data, classes=("a", "d"))
+    with pytest.raises(ValueError, match="at least 1"):
+        datasets.fewer(data, train=0)
+    with pytest.raises(ValueError, match="labels"):
+        datasets.fewer(datasets.arrays(torch.ones(2, 1), torch.rand(2, 2)))

@@ -118,6 +118,10 @@ def fewer(
 
 def _first(rows: Rows, labels: Sequence[Label], most: int | None) -> Rows:
     """The first `most` rows of each label, in the order of the rows."""
+    if most is not None and most < 1:
+        raise ValueError(f"at least 1 row of each label is taken; got {most}")
+    if rows.dense or not rows.classes:
+        raise ValueError("only rows with one label each can be taken by their labels; y is a float or missing")
     own = rows.positions(rows.classes)
     for label in labels:
         if label not in rows.classes:
