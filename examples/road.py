@@ -4,7 +4,7 @@
 
 CIFAR-10's automobiles, trucks, cats, deer, dogs and horses; each condition brings 1 500 train photographs of its own
 (made on the fly by `streams.corrupted`), is examined on the same 600, and what it is, nobody says. A small network
-from scratch, two epochs a condition; settings are the library's defaults.
+from scratch, two epochs a condition; settings are the library's defaults, but EWC and MAS measure on 300 rows a task.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def maker(method: Callable[[], Method]) -> Callable[[int], Learner]:
 
 M = methods
 chosen = {
-    "fine-tuning": M.Finetune, "EWC": M.EWC, "MAS": M.MAS, "LwF": M.LwF, "replay, 500 rows": lambda: M.Replay(500),
-    "DER++, 500 rows": lambda: M.DERpp(500), "joint": M.Joint,
+    "fine-tuning": M.Finetune, "EWC": lambda: M.EWC(rows=300), "MAS": lambda: M.MAS(rows=300), "LwF": M.LwF,
+    "replay, 500 rows": lambda: M.Replay(500), "DER++, 500 rows": lambda: M.DERpp(500), "joint": M.Joint,
 }  # fmt: skip
 data = datasets.fewer(datasets.cifar10(asked.data), train=rows, test=tests, classes=ROAD)
 stream = streams.held(streams.corrupted(data, apart=True))

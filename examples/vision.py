@@ -4,7 +4,8 @@
 
 A table for two cores and five minutes: the first 600 train and 100 test photographs of each kind, one epoch, 8 channels
 instead of 20 or 64. What a class-incremental learner answers where the two kinds are told is asked of the same learner.
-Settings are the library's defaults. The protocol of the papers is docs/configs/split-cifar10-gpu.toml, for a GPU.
+Settings are the library's defaults, but EWC measures on 200 rows a task instead of 2 000, more than learning costs.
+The protocol of the papers is docs/configs/split-cifar10-gpu.toml, for a GPU.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def told(learner: Learner, stream: Stream) -> dict[str, float | None]:
 
 M = methods
 chosen = {
-    "fine-tuning": M.Finetune, "EWC": M.EWC, "LwF": M.LwF, "replay, 200 rows": lambda: M.Replay(200),
+    "fine-tuning": M.Finetune, "EWC": lambda: M.EWC(rows=200), "LwF": M.LwF, "replay, 200 rows": lambda: M.Replay(200),
     "DER++, 200 rows": lambda: M.DERpp(200), "joint": M.Joint,
 }  # fmt: skip
 data = datasets.fewer(datasets.cifar10(asked.data), train=rows, test=tests)
