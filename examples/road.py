@@ -45,3 +45,4 @@ results = study(stream, makers, out=asked.out, seeds=range(asked.seeds), say=pri
 print(table(results, ["average accuracy", "learning accuracy", "forgetting", "train s", "consolidate s", "memory MB"]))
 print(course(results, "clear"))
 picture(results, f"{asked.out}/picture.svg")
+picture(results, f"{asked.out}/clear.svg", first_task=True)

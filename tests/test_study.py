@@ -109,6 +109,14 @@ def test_table_and_picture(tmp_path):
     names = {text.firstChild.data for text in drawn.getElementsByTagName("text")}
     assert set(MAKERS) <= names
     assert drawn.getElementsByTagName("style")
+    picture(results, tmp_path / "first.svg", first_task=True)
+    (words,) = xml.dom.minidom.parse(str(tmp_path / "first.svg")).getElementsByTagName("desc")
+    kept = {
+        cell.method: 50 * sum(c.accuracy[1][0] for c in results.cells if c.method == cell.method)
+        for cell in results.cells
+    }
+    for name, share in kept.items():
+        assert f"{name} {share:.1f} % at the end" in words.firstChild.data
 
 
 def test_the_course_of_a_task_is_what_is_left_of_it_after_each(tmp_path):

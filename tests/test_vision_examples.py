@@ -60,12 +60,20 @@ def test_it_runs_in_small_form(name, folder, tmp_path, monkeypatch, capsys):
     if name == "road":
         assert results.benchmark.tasks == ["clear", "fog", "night", "rain", "blur"]
         assert set(results.benchmark.train_rows) == {24} and set(results.benchmark.test_rows) == {24}
-        assert course(results, "clear") in said
+        assert course(results, "clear") in said and "first task" in (tmp_path / "clear.svg").read_text()
     else:
         assert results.benchmark.tasks == ["0, 1", "2, 3", "4, 5", "6, 7", "8, 9"]
         assert all(len(cell.looked["kinds told"]) == 5 for cell in results.cells)
         for cell in results.cells:  # of two answers instead of ten, more are right
             assert cell.looked["kinds told"][-1] >= 100 * cell.metrics.average_accuracy
+
+
+def test_the_python_of_its_page_runs():
+    page = (EXAMPLES.parent / "docs" / "vision.md").read_text()
+    (block,) = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    names = {}
+    exec(compile(block, "vision.md", "exec"), names)
+    assert [task.name for task in names["stream"]] == ["clear", "night", "rain"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -116,9 +116,9 @@ def columns_of(results: Results, cells: Sequence[CellPart]) -> dict[str, str]:
     return {name: _spread(found) for name, found in known.items() if found}
 
 
-def picture(results: Results, path: str | Path) -> None:
-    """Average accuracy on the tasks learnt so far, a line a method, as an SVG file that stands alone."""
-    report.picture(results.model_dump(mode="json", by_alias=True), Path(path))
+def picture(results: Results, path: str | Path, *, first_task: bool = False) -> None:
+    """Average accuracy on the tasks learnt so far, or on the first alone, a line a method, as an SVG file."""
+    report.picture(results.model_dump(mode="json", by_alias=True), Path(path), first_task)
 
 
 def _cell(name: str, seed: int, learner: Learner) -> Cell:
