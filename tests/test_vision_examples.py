@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from perdure import datasets
+from perdure.corruptions import Corruption
+from perdure.experiment.benchmarks import BENCHMARKS
 from perdure.experiment.results import Results
 from perdure.experiment.study import course
 
@@ -86,3 +89,11 @@ def test_missing_data_is_a_clear_sentence(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path)])
     with pytest.raises(ValueError, match=r"holds no train\*.parquet; pass the folder"):
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+def test_the_road_is_a_benchmark_by_name(folder):
+    stream = BENCHMARKS["corrupted-cifar10"].build(path=folder, conditions=["night", "fog"], severity=5, apart=False)
+    assert [(task.name, len(task.train), len(task.test)) for task in stream] == [("night", 300, 60), ("fog", 300, 60)]
+    clear = datasets.cifar10(folder).test.read(slice(0, 60))
+    assert torch.equal(stream[0].test.read(slice(0, 60)), Corruption("night", 5)(clear))
+    assert {len(task.train) for task in BENCHMARKS["corrupted-cifar10"].build(path=folder)} == {60}
