@@ -17,6 +17,7 @@ from perdure.experiment.results import BenchmarkPart, CellPart, MachinePart, Mea
 from perdure.experiment.run import Cell, outcome
 from perdure.learner import Learner
 from perdure.metrics import Record, interval
+from perdure.spelling import hint
 from perdure.streams import Stream
 
 Makes = Callable[[int], Learner]
@@ -78,6 +79,24 @@ def table(results: Results, columns: Sequence[str] = ("average accuracy", "forge
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def course(results: Results, task: str) -> str:
+    """Accuracy on one task, by name, after every task of the stream, as a Markdown table: what is left of it.
+
+    Means over seeds and the half widths of their 95 % intervals, in per cent.
+    """
+    names = results.benchmark.tasks
+    if task not in names:
+        raise ValueError(f"there is no task {task!r}{hint(task, names)}")
+    head = [f"accuracy on {task}, %", *(f"after {name}" for name in names)]
+    rows = [head, ["---"] * len(head)]
+    for line in compare.lines(results):
+        found = [c.accuracy for c in results.cells if c.method == line.method and c.complete]
+        grades = [[row[names.index(task)] for row in matrix] for matrix in found]
+        steps = [[100 * value for value in step if value is not None] for step in zip(*grades, strict=True)]
+        rows.append([line.method, *(_spread(step) if step else "-" for step in steps)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
 def columns_of(results: Results, cells: Sequence[CellPart]) -> dict[str, str]:
     """What a table may say of the cells of one method: accuracy, cost, and what `look` saw after the last task."""
     values: dict[str, list[float | None]] = {}
@@ -101,9 +120,9 @@ def columns_of(results: Results, cells: Sequence[CellPart]) -> dict[str, str]:
     return {name: _spread(found) for name, found in known.items() if found}
 
 
-def picture(results: Results, path: str | Path) -> None:
-    """Average accuracy on the tasks learnt so far, a line a method, as an SVG file that stands alone."""
-    report.picture(results.model_dump(mode="json", by_alias=True), Path(path))
+def picture(results: Results, path: str | Path, *, first_task: bool = False) -> None:
+    """Average accuracy on the tasks learnt so far, or on the first alone, a line a method, as an SVG file."""
+    report.picture(results.model_dump(mode="json", by_alias=True), Path(path), first_task)
 
 
 def _cell(name: str, seed: int, learner: Learner) -> Cell:
