@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-browser bench clean
+.PHONY: help demo test test-browser test-keras bench clean
 
 help:
 	@echo "make demo          set up .venv and run the demonstration (Split MNIST, about a minute)"
 	@echo "make test          set up .venv with the test tools; lint, types and tests"
 	@echo "make test-browser  open a report in a real headless Chromium (installs Debian's, where it is missing)"
+	@echo "make test-keras    .keras files to the real TensorFlow and back, in an environment of its own (2.4 GB in build)"
 	@echo "make bench         all benchmarks into BENCHMARKS.md (a quarter of an hour; make bench ONLY=steps: one of them)"
 	@echo "make clean         remove what the others made"
 
@@ -26,6 +27,9 @@ test: .venv/.installed-test
 test-browser: .venv/.installed-browser
 	@command -v chromium >/dev/null || { echo "== installing chromium"; tools/install_chromium; }
 	.venv/bin/python -m pytest tests/browser -m browser
+
+test-keras: build/keras-venv/.installed
+	build/keras-venv/bin/python -m pytest tests/keras -m keras
 
 bench: .venv/.installed-bench
 	.venv/bin/python benchmarks/run.py $(ONLY)
@@ -49,6 +53,14 @@ bench: .venv/.installed-bench
 .venv/.installed-browser: .venv/.installed-test
 	@echo "== installing the browser driver (once)"
 	@$(PIP) --editable '.[test,browser]'
+	@touch $@
+
+# TensorFlow is large, and Perdure needs none: the environment of these tests is no other's.
+build/keras-venv/.installed: pyproject.toml constraints.txt
+	@echo "== making build/keras-venv and installing PyTorch, Keras and TensorFlow (once; 2.4 GB)"
+	@$(PYTHON) -m venv build/keras-venv
+	@build/keras-venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[keras]' tensorflow-cpu 'pytest>=8'
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed
