@@ -1,10 +1,11 @@
 """TensorFlow runs in processes of its own; what was measured is printed at the end. Without TensorFlow: no tests."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ HERE = Path(__file__).parent
 MEASURED: list[str] = []
 
 
-def tensorflow(*words: object) -> None:
-    """A command of `with_tensorflow.py`, in a process whose Keras runs on TensorFlow."""
+def tensorflow(*words: object, **streams: Any) -> subprocess.Popen[str]:
+    """A command of `with_tensorflow.py`, begun in a process whose Keras runs on TensorFlow."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(HERE / "with_tensorflow.py"), *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **streams)
 
 
 def digits(which: tuple[int, ...], rows: int, part: str = "train") -> tuple[torch.Tensor, list[int]]:
@@ -38,12 +38,24 @@ def digits(which: tuple[int, ...], rows: int, part: str = "train") -> tuple[torc
     return mnist.read(torch.tensor(index)).movedim(1, -1), [mnist.labels[row] for row in index]
 
 
-def answers_of_tensorflow(model: Path, x: Any) -> np.ndarray:
-    """What TensorFlow predicts from a `.keras` file, for a tensor or a dict of them."""
-    asked, answered = model.with_suffix(".npz"), model.with_suffix(".npy")
-    np.savez(asked, **{name: np.asarray(part) for name, part in (x if isinstance(x, dict) else {"x": x}).items()})
-    tensorflow("predict", model, asked, answered)
-    return np.load(answered)
+@pytest.fixture(scope="session")
+def answers_of_tensorflow() -> Iterator[Callable[[Path, Any], torch.Tensor]]:
+    """What TensorFlow predicts from a `.keras` file, for a tensor or a dict of them: a process of its own."""
+    process = tensorflow("serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout and process.stderr
+
+    def ask(model: Path, x: Any) -> torch.Tensor:
+        asked, answered = model.with_suffix(".npz"), model.with_suffix(".npy")
+        np.savez(asked, **{name: np.asarray(part) for name, part in (x if isinstance(x, dict) else {"x": x}).items()})
+        process.stdin.write(json.dumps([str(model), str(asked), str(answered)]) + "\n")
+        process.stdin.flush()
+        if process.stdout.readline() != "answered\n":
+            pytest.fail(process.stderr.read()[-3000:])
+        return torch.from_numpy(np.load(answered))
+
+    yield ask
+    process.stdin.close()
+    process.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +64,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensorflow")
     x, y = digits((0, 1, 2, 3, 4), 4000)
     np.savez(folder / "digits.npz", x=x.numpy(), y=np.array(y))
-    tensorflow("train", folder)
+    process = tensorflow("train", folder)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said[-3000:]
     assert (folder / "backend.txt").read_text() == "tensorflow"
     return folder
 

@@ -273,7 +273,7 @@ class Stop(Callback):
         self.path = path
 
     def after_step(self, learner):
-        if learner.clock.step == 6:
+        if learner.clock.step == 12:
             learner.save(self.path)
             raise KeyboardInterrupt
 
@@ -385,15 +385,22 @@ def twice_called():
 
 
 def low_rank():
-    model = model_of(layers.Dense(6), layers.Dense(2))
+    model = model_of(layers.Dense(2))
     model.layers[0].enable_lora(2)
     return model
+
+
+class Forgetful(layers.Dense):
+    """Its configuration does not tell what it was made with."""
+
+    def get_config(self):
+        return {**super().get_config(), "units": 7}
 
 
 REFUSED = {
     "subclassed": (Subclassed, TypeError, "Subclassed is not a Functional or Sequential model, so its head cannot be"),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(2)]), ValueError, "has no weights yet: give it a keras.Input"),
-    "two outputs": (two_outputs, ValueError, "the model has 2 outputs"),
+    "two outputs": (two_outputs, ValueError, "the model has 2 known outputs"),
     "tanh": (lambda: model_of(layers.Dense(2, activation="tanh")), ValueError, "has the activation tanh: scores must"),
     "softmax twice": (
         lambda: model_of(layers.Dense(2, activation="sigmoid"), layers.Softmax()),
@@ -403,19 +410,28 @@ REFUSED = {
     "no dense": (
         lambda: model_of(layers.Dense(2), layers.LayerNormalization()),
         ValueError,
-        "must end in a Dense .* Lay",
+        r"ends in .*\(LayerNormalization\)",
     ),
     "nested": (lambda: model_of(model_of(layers.Dense(2))), ValueError, "take the layers of the nested model out"),
     "called twice": (twice_called, ValueError, "must end in a Dense of its own that is called once"),
     "a row of vectors": (lambda: model_of(layers.Dense(2), shape=(4, 5)), ValueError, "a head takes one vector a row"),
     "mixed": (lambda: model_of(layers.Dense(2, dtype="mixed_bfloat16")), ValueError, "computes in mixed_bfloat16"),
-    "lora": (low_rank, ValueError, "cannot be made again from its configuration"),
+    "lora": (low_rank, ValueError, "has LoRA, so that it has no weights of its own to grow"),
+    "forgetful": (
+        lambda: model_of(Forgetful(5), layers.Dense(2)),
+        ValueError,
+        "cannot be made again from its configuration",
+    ),
     "lambda": (
         lambda: model_of(layers.Lambda(lambda x: x), layers.Dense(2)),
         ValueError,
         "holds a Lambda layer, which",
     ),
-    "torch": (lambda: model_of(torch.nn.Linear(5, 5), layers.Dense(2)), ValueError, "holds a TorchModuleWrapper layer"),
+    "torch": (
+        lambda: model_of(layers.TorchModuleWrapper(torch.nn.Linear(5, 5)), layers.Dense(2)),
+        ValueError,
+        "holds a TorchModuleWrapper layer",
+    ),
 }
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from conftest import answers_of_tensorflow, digits
+from conftest import digits
 
 from perdure import Learner, Task, methods
 from perdure.answers import convert
@@ -78,7 +78,9 @@ def test_the_network_answers_as_tensorflow_did(saved, measured, kind):
 
 
 @every_kind
-def test_what_was_learnt_goes_back_to_tensorflow_with_equal_predictions(saved, tmp_path, measured, kind):
+def test_what_was_learnt_goes_back_to_tensorflow_with_equal_predictions(
+    saved, tmp_path, measured, answers_of_tensorflow, kind
+):
     learner, old, new = taught(saved, kind)
     path = tmp_path / "taught.keras"
     columns = bridge.save(learner, path)
@@ -86,18 +88,18 @@ def test_what_was_learnt_goes_back_to_tensorflow_with_equal_predictions(saved, t
     assert json.loads((tmp_path / "taught.classes.json").read_text())["columns"] == columns
     apart = 0.0
     for x in (old, new):
-        found = torch.from_numpy(answers_of_tensorflow(path, convert(x, CPU)))
+        found = answers_of_tensorflow(path, convert(x, CPU))
         wanted = learner.predict_proba(x)
         assert found.shape == wanted.shape == (len(found), len(columns))
         apart = max(apart, float(((found.softmax(1) if kind == "text" else found) - wanted).abs().max()))
     measured(f"{kind:14} as Perdure taught it and as TensorFlow loads it: {apart:.1e} apart at most")
     assert apart <= CLOSE
     start = dict(bridge.load(saved / f"{kind}.keras", CLASSES[kind]).body.named_parameters())
-    moved = max(float((p - start[name]).abs().max()) for name, p in learner.model.body.named_parameters())
+    moved = max(float((p - start[name]).detach().abs().max()) for name, p in learner.model.body.named_parameters())
     assert moved > 1e-3, "nothing was learnt below the head, so that equality would say nothing"
 
 
-def test_a_file_that_went_back_is_taken_up_again_with_its_classes(saved, tmp_path):
+def test_a_file_that_went_back_is_taken_up_again_with_its_classes(saved, tmp_path, answers_of_tensorflow):
     learner, x, _ = taught(saved, "convolutional")
     bridge.save(learner, tmp_path / "march.keras")
     again = Learner(bridge.load(tmp_path / "march.keras"), methods.LwF(), scenario="class")
@@ -109,39 +111,39 @@ def test_a_file_that_went_back_is_taken_up_again_with_its_classes(saved, tmp_pat
     assert answers_of_tensorflow(tmp_path / "april.keras", convert(x[:3], CPU)).shape == (3, 9)
 
 
-def test_a_head_of_several_blocks_becomes_one_dense(saved, tmp_path):
+def test_a_head_of_several_blocks_becomes_one_dense(saved, tmp_path, answers_of_tensorflow):
     x, _, _ = probes(saved, "binary")
     network = bridge.load(saved / "binary.keras", CLASSES["binary"])
     learner = Learner(network, methods.Finetune(), scenario="class", batch_size=40)
     learner.learn(Task((x, [f"label {row % 40}" for row in range(200)]), name="many"))
     assert len(network.head.weights) > 2
     bridge.save(learner, tmp_path / "many.keras")
-    found = torch.from_numpy(answers_of_tensorflow(tmp_path / "many.keras", x))
+    found = answers_of_tensorflow(tmp_path / "many.keras", x)
     assert found.shape == (200, 42)
     torch.testing.assert_close(found, learner.predict_proba(x), rtol=0, atol=CLOSE)
     layers = keras.saving.load_model(tmp_path / "many.keras").layers
     assert [type(layer).__name__ for layer in layers] == ["InputLayer", "Dense", "Dropout", "Dense"]
 
 
-def test_with_a_head_a_task_each_column_says_of_which_task_it_is(saved, tmp_path):
+def test_with_a_head_a_task_each_column_says_of_which_task_it_is(saved, tmp_path, answers_of_tensorflow):
     x, y, _ = probes(saved, "binary")
     network = bridge.load(saved / "binary.keras", CLASSES["binary"])
     learner = Learner(network, methods.EWC(), scenario="task", batch_size=40)
     learner.learn(Task((x, y.tolist()), name="march"))
     columns = bridge.save(learner, tmp_path / "tasks.keras")
     assert columns == [["pretrained", "no"], ["pretrained", "yes"], ["march", 0], ["march", 1]]
-    found = torch.from_numpy(answers_of_tensorflow(tmp_path / "tasks.keras", x))[:, 2:]
+    found = answers_of_tensorflow(tmp_path / "tasks.keras", x)[:, 2:]
     torch.testing.assert_close(
         found / found.sum(1, keepdim=True), learner.predict_proba(x, "march"), rtol=0, atol=CLOSE
     )
 
 
-def test_several_labels_a_row_come_back_as_sigmoids(saved, tmp_path):
+def test_several_labels_a_row_come_back_as_sigmoids(saved, tmp_path, answers_of_tensorflow):
     x, _, _ = probes(saved, "binary")
     network = bridge.adapt(keras.saving.load_model(saved / "binary.keras"))
     learner = Learner(network, methods.EWC(), scenario="class", objective="multi-label", batch_size=40)
     learner.learn(Task((x, (x[:, :3] > 0).float().numpy()), name="three"))
     bridge.save(learner, tmp_path / "labels.keras")
-    found = torch.from_numpy(answers_of_tensorflow(tmp_path / "labels.keras", x))
+    found = answers_of_tensorflow(tmp_path / "labels.keras", x)
     assert found.shape == (200, 3)
     torch.testing.assert_close(found, learner.predict_proba(x), rtol=0, atol=CLOSE)

@@ -1,5 +1,6 @@
 """What the tests let TensorFlow do in a process of its own: train and save models; load one and predict."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -95,5 +96,13 @@ def predict(model: Path, asked: Path, answered: Path) -> None:
     np.save(answered, keras.saving.load_model(model).predict(x.get("x", x), verbose=0))
 
 
+def serve() -> None:
+    """A line on stdin names a model, rows and where answers go; a line is written when they are there."""
+    for line in sys.stdin:
+        predict(*map(Path, json.loads(line)))
+        sys.stdout.write("answered\n")
+        sys.stdout.flush()
+
+
 command, *paths = sys.argv[1:]
-{"train": train, "predict": predict}[command](*map(Path, paths))
+{"train": train, "serve": serve}[command](*map(Path, paths))

@@ -264,9 +264,10 @@ def _copied(model: keras.Model) -> Any:
         )
     if not model.built:
         raise ValueError(f"this {kind} has no weights yet: give it a keras.Input, or call it once")
-    if len(model.outputs) != 1:
-        raise ValueError(f"the model has {len(model.outputs)} outputs, and a head that grows is one: take one of them")
     _refuse_code(keras.saving.serialize_keras_object(model), f"the model {model.name!r}")
+    outputs = getattr(model, "outputs", None) or []  # there are none where Keras could not follow a layer
+    if len(outputs) != 1:
+        raise ValueError(f"the model has {len(outputs)} known outputs, and a head that grows is one: take one of them")
     for layer in model.layers:
         if layer.dtype_policy.compute_dtype != "float32" or layer.dtype_policy.quantization_mode is not None:
             raise ValueError(
@@ -283,7 +284,7 @@ def _with_weights(clone: Any, values: dict[int, Tensor], model: Any) -> Any:
     if len(model.variables) != len(clone.variables) or not alike:
         raise ValueError(
             f"{model.name!r} cannot be made again from its configuration: does a layer share a variable with another, "
-            "has it LoRA, or variables that get_config doesn't tell of?"
+            "or does get_config leave out what makes its variables?"
         )
     for old, new in pairs:
         new.assign(values[id(old)].detach())
@@ -306,6 +307,8 @@ def _origin(model: Any) -> Origin:
             "the model must end in a Dense of its own that is called once, with an activation after it or not; it ends "
             f"in {found}" + ("; take the layers of the nested model out" if isinstance(last, keras.Model) else "")
         )
+    if last.lora_enabled:
+        raise ValueError(f"the last Dense, {last.name!r}, has LoRA, so that it has no weights of its own to grow")
     names = [_activation(last)] + ([] if activation is None else [_activation(activation)])
     if not set(names) <= {"linear", "softmax", "sigmoid"} or len(set(names) - {"linear"}) > 1:
         raise ValueError(
