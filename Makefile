@@ -11,12 +11,13 @@ HEART = UCI Heart Disease, patients.parquet with a column hospital and the 14 us
 need = @ls '$(DATA)/$(1)/'$(2)*.parquet >/dev/null 2>&1 || { echo "There is no $(DATA)/$(1)/$(2).parquet. Needed: $($(3)). If it lies elsewhere: make $@ DATA=FOLDER"; exit 1; }
 example = .venv/bin/python examples/$(1).py '$(DATA)/$(2)' --out runs/examples/$(1)
 
-.PHONY: help demo test test-browser bench examples language vision recommendation medicine clean
+.PHONY: help demo test test-browser test-keras bench examples language vision recommendation medicine clean
 
 help:
 	@echo "make demo          set up .venv and run the demonstration (Split MNIST, about a minute)"
 	@echo "make test          set up .venv with the test tools; lint, types and tests"
 	@echo "make test-browser  open a report in a real headless Chromium (installs Debian's, where it is missing)"
+	@echo "make test-keras    .keras files to the real TensorFlow and back, in an environment of its own (2.4 GB in build)"
 	@echo "make bench         all benchmarks into BENCHMARKS.md (a quarter of an hour; make bench ONLY=steps: one of them)"
 	@echo "make examples      the four fields on real data, some minutes each: language, vision, recommendation, medicine"
 	@echo "                   (make examples DATA=FOLDER; make vision: one of them)"
@@ -37,6 +38,9 @@ test: .venv/.installed-test
 test-browser: .venv/.installed-browser
 	@command -v chromium >/dev/null || { echo "== installing chromium"; tools/install_chromium; }
 	.venv/bin/python -m pytest tests/browser -m browser
+
+test-keras: build/keras-venv/.installed
+	build/keras-venv/bin/python -m pytest tests/keras -m keras
 
 bench: .venv/.installed-bench
 	.venv/bin/python benchmarks/run.py $(ONLY)
@@ -85,6 +89,14 @@ medicine: .venv/.installed-data
 .venv/.installed-browser: .venv/.installed-test
 	@echo "== installing the browser driver (once)"
 	@$(PIP) --editable '.[test,browser]'
+	@touch $@
+
+# TensorFlow is large, and Perdure needs none: the environment of these tests is no other's.
+build/keras-venv/.installed: pyproject.toml constraints.txt
+	@echo "== making build/keras-venv and installing PyTorch, Keras and TensorFlow (once; 2.4 GB)"
+	@$(PYTHON) -m venv build/keras-venv
+	@build/keras-venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[keras]' tensorflow-cpu 'pytest>=8'
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed
