@@ -136,6 +136,23 @@ def test_a_store_has_it_on_the_card_of_a_version(folder, tmp_path):
         Store("films", tmp_path).predict(TEXTS)
 
 
+def test_where_no_rows_are_kept_a_frozen_body_gets_slda_and_old_labels_are_judged_on_drawn_features(folder, tmp_path):
+    store, _ = Store.init("films", MANY, recipe=text(folder), root=tmp_path, keep_rows=False)
+    assert store.settings["method"]["name"] == "slda"
+    labels = [2] * MANY.num_rows
+    more = MANY.set_column(
+        0, "text", [[f"{words} was was was {row}" for row, words in enumerate(MANY["text"].to_pylist())]]
+    )
+    outcome = store.update(more.set_column(more.column_names.index("label"), "label", [labels]))
+    assert "0001-drawn" in [exam["exam"] for exam in outcome.card["exams"]]
+    assert (
+        Store.init(
+            "words", MANY, recipe=recipes.build({"name": "text", "buckets": 1024}), root=tmp_path, keep_rows=False
+        )[0].settings["method"]["name"]
+        == "ewc"
+    )
+
+
 def test_without_an_encoder_nothing_is_pinned_and_what_was_saved_before_still_loads():
     recipe = recipes.build({"name": "text"})
     recipe.fit(TEXTS)

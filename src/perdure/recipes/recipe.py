@@ -46,6 +46,11 @@ class Recipe:
 
     # ---- a recipe's own ----
 
+    @property
+    def frozen(self) -> bool:
+        """Whether rows are features of a body that is never trained."""
+        return False
+
     def inputs(self, table: pa.Table) -> Any:
         """The raw inputs of the rows, as `Rows` takes them. After `fit`."""
         raise NotImplementedError

@@ -62,6 +62,11 @@ class Text(Recipe):
         if self.encoder is None:
             self.network()
 
+    @property
+    def frozen(self) -> bool:
+        """With an encoder."""
+        return self.encoder is not None
+
     def fit(self, table: pa.Table) -> None:
         """Notes which encoder it is."""
         super().fit(table)

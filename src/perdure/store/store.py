@@ -34,9 +34,11 @@ ROOT = "store"
 MEMORY = "20 MB"
 
 
-def default_method(keep_rows: bool) -> Method:
-    """Replay with distillation, capped in bytes; EWC where old rows may not be kept."""
-    return methods.DERpp(capacity=MEMORY, policy="balanced") if keep_rows else methods.EWC()
+def default_method(keep_rows: bool, recipe: Recipe) -> Method:
+    """Replay with distillation, capped in bytes; where old rows may not be kept, SLDA on a frozen body, else EWC."""
+    if keep_rows:
+        return methods.DERpp(capacity=MEMORY, policy="balanced")
+    return methods.SLDA() if recipe.frozen else methods.EWC()
 
 
 class Store:
@@ -90,7 +92,7 @@ class Store:
         Raises StoreError for a store that is there already, RefusedError for data that cannot be learnt. Stopped, the
         same call goes on.
         """
-        chosen = default_method(keep_rows) if method is None else method
+        chosen = default_method(keep_rows, recipe) if method is None else method
         _refuse_kept_rows(chosen, keep_rows)
         if data is None and build is None:
             raise StoreError("a store begins with data to learn, or with a trained network: pass data or build")
