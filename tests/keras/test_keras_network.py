@@ -553,3 +553,61 @@ def test_bf16_learns_and_is_written_back(tmp_path):
     x = inputs("convolutional")
     again = keras.saving.load_model(tmp_path / "half.keras")
     torch.testing.assert_close(again(x, training=False).detach(), learner.predict_proba(x), rtol=0, atol=0.02)
+
+
+# ---- layers of one's own, and models within ----
+
+
+class Scaled(layers.Layer):
+    """x times a weight; it counts its calls in training."""
+
+    def __init__(self, start=2.0, **rest):
+        super().__init__(**rest)
+        self.start = start
+
+    def build(self, shape):
+        self.scale = self.add_weight(
+            shape=shape[-1:], initializer=keras.initializers.Constant(self.start), name="scale"
+        )
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, x, training=False):
+        if training:
+            self.count.assign(self.count + 1)
+        return x * self.scale
+
+    def get_config(self):
+        return {**super().get_config(), "start": self.start}
+
+
+def test_a_layer_of_ones_own_is_loaded_taught_and_written_back(tmp_path):
+    model_of(Scaled(3.0), layers.Dense(6, activation="relu"), layers.Dense(2, activation="softmax")).save(
+        tmp_path / "a.keras"
+    )
+    own = {"Scaled": Scaled}
+    learner = Learner(
+        bridge.load(tmp_path / "a.keras", [0, 1], custom_objects=own), methods.EWC(), scenario="class", batch_size=4
+    )
+    x = inputs("dense")
+    learner.learn(Task((x, [5, 6] * 6), name="new"))
+    bridge.save(learner, tmp_path / "b.keras")
+    again = keras.saving.load_model(tmp_path / "b.keras", custom_objects=own)
+    torch.testing.assert_close(again(x, training=False).detach(), learner.predict_proba(x), rtol=0, atol=1e-6)
+    assert float(again.layers[0].count.value) == 3 and float((again.layers[0].scale.value - 3).abs().max()) > 0
+
+
+def test_a_frozen_model_within_is_kept_and_what_is_above_it_learns(tmp_path):
+    base = model_of(layers.Dense(7, activation="relu"), layers.BatchNormalization(), layers.Dropout(0.5))
+    base.trainable = False
+    x = keras.Input((5,))
+    model = keras.Model(x, layers.Dense(2, activation="softmax")(layers.Dense(6, activation="relu")(base(x))))
+    network = bridge.adapt(model, [0, 1])
+    assert [tuple(p.shape) for p in network.body.parameters()] == [(7, 6), (6,)]
+    learner = Learner(network, methods.Replay(10), scenario="class", batch_size=4)
+    rows = inputs("dense")
+    learner.learn(Task((rows, [5, 6] * 6), name="new"))
+    bridge.save(learner, tmp_path / "b.keras")
+    again = keras.saving.load_model(tmp_path / "b.keras")
+    torch.testing.assert_close(again(rows, training=False).detach(), learner.predict_proba(rows), rtol=0, atol=1e-6)
+    for old, new in zip(base.variables, again.layers[1].variables, strict=True):
+        assert "seed" in old.name or torch.equal(old.value, new.value)
