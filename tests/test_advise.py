@@ -8,7 +8,7 @@ import torch
 from perdure import Stream, Task, cli, methods, models
 from perdure.experiment import rehearse, trials
 from perdure.experiment.advise import RULES, advise
-from perdure.experiment.asked import of_table, size
+from perdure.experiment.asked import of_tables, size
 from perdure.experiment.candidates import CAPACITY, Needs, candidates
 from perdure.experiment.settings import RequestError
 
@@ -170,8 +170,8 @@ def test_tasks_that_came_so_far_are_tried_on_instead_of_pieces():
     advice = quick(three[0], Needs("domain", keep=False), steps=20, known=known)
     assert advice.tried and "pieces" not in " ".join(advice.why)
     same = Stream([Task(three[0].train, three[0].train.select(range(24)), name=str(i)) for i in range(3)])
-    rule = quick(three[0], Needs("domain"), known=same)
-    assert rule.label == "replay" and "One task alone" not in str(rule) and "no measurement" in str(rule)
+    enough = quick(three[0], Needs("domain", keep=False), known=same)
+    assert enough.label == "finetune" and "Little is forgotten so far" in str(enough)
 
 
 def test_a_trial_that_is_stopped_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):
@@ -229,6 +229,17 @@ def test_the_command_answers_in_plain_words(table, tmp_path, capsys):
     assert (tmp_path / "out" / "trials.json").exists()
 
 
+def test_tables_that_came_after_one_another_are_the_stream_to_try_on(table, tmp_path):
+    import pyarrow.parquet
+
+    later = pyarrow.parquet.read_table(table)
+    pyarrow.parquet.write_table(later.slice(0, 60), tmp_path / "later.parquet")
+    asked = of_tables([table, tmp_path / "later.parquet"], "ill")
+    assert [part.name for part in asked.known] == ["patients", "later"]
+    assert [len(part.train) + len(part.test) for part in asked.known] == [120, 60]
+    assert len(asked.first.train) == 120 and asked.first.test is None
+
+
 def test_a_request_that_cannot_be_is_refused_in_a_sentence(table, capsys):
     for words, reason in [
         (["advise"], "say what is to be learnt"),
@@ -246,6 +257,7 @@ def test_sizes_are_read():
 
 
 def test_a_table_becomes_the_first_task_by_its_recipe(table):
-    asked = of_table(table, "ill")
+    asked = of_tables([table], "ill")
     assert asked.first.classes == ("no", "yes") and asked.training["epochs"] == 30
+    assert asked.known is None
     assert asked.model().features(asked.first.train.read(slice(0, 2))).shape[0] == 2
