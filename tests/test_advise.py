@@ -7,10 +7,11 @@ import torch
 
 from perdure import Stream, Task, cli, methods, models
 from perdure.experiment import rehearse, trials
-from perdure.experiment.advise import RULES, advise
+from perdure.experiment.advise import RULES, _chosen, advise
 from perdure.experiment.asked import of_tables, size
 from perdure.experiment.candidates import CAPACITY, Needs, candidates
 from perdure.experiment.settings import RequestError
+from perdure.experiment.trials import Tried
 
 
 def task(labels=2, n=120, width=8, seed=0):
@@ -123,11 +124,27 @@ def test_new_labels_and_rows_that_may_be_kept_give_a_method_that_keeps_them():
     reached = {found.label: found.accuracy for found in advice.tried}
     assert advice.method().keeps_rows if not isinstance(advice.method(), methods.Compose) else True
     assert reached[advice.label] > reached["finetune"] + 0.1
-    assert reached[advice.label] >= max(reached.values()) - 0.0101
+    assert reached[advice.label] >= max(reached.values()) - 0.08  # a standard error of 40 held-out rows
     said = str(advice)
     assert said.startswith(f"take {advice.label}: ") and "labels taken for new ones" in said
     assert "slda: it trains no body" in said and "Pieces of one task are not the stream to come" in said
     assert methods.build(json.loads(said.splitlines()[0].partition(": ")[2])).settings()
+
+
+def test_of_those_as_good_as_the_best_but_for_noise_the_cheapest_is_taken():
+    def tried(label, accuracy, work, refused=""):
+        return Tried(label, {"name": "ewc"}, accuracy, 0.0, 0.1, 1.0, 0, work, 1, refused)
+
+    found = [tried("finetune", 0.5, 1), tried("dear", 0.90, 9), tried("cheap", 0.885, 2), tried("bad", 0.85, 1)]
+    said = [_chosen(Needs("class"), found, [], "", rows) for rows in (10_000, 400, 30)]
+    assert [advice.label for advice in said] == [
+        "dear",
+        "cheap",
+        "bad",
+    ]  # errors of 0.3 (1 at least), 1.5 and 5.5 points
+    assert "On 400 held-out rows 1.5 points are noise" in str(said[1]) and "too: dear" in str(said[1])
+    found[1] = tried("dear", 0.90, 9, refused="it keeps too much")
+    assert _chosen(Needs("class"), found, [], "", 10_000).label == "cheap"
 
 
 def test_where_nothing_can_help_the_advice_says_so():
