@@ -216,6 +216,21 @@ def test_a_trial_that_is_stopped_goes_on_and_another_one_is_refused(tmp_path, mo
         quick(task(seed=1), needs, 2, out=tmp_path / "parts")
 
 
+def test_in_a_trial_a_memory_is_as_small_as_the_pieces_are(monkeypatch):
+    seen = []
+
+    def learn(self, spec, stream, seed):
+        seen.append(spec)
+        return {"accuracy": 0.5, "forgetting": 0.5, "seconds_a_step": 0.0, "memory": 0, "work": 1}
+
+    monkeypatch.setattr(trials.Trial, "_learn", learn)
+    advice = quick(task(), Needs("class"))
+    assert {spec["capacity"] for spec in seen if spec.get("name") in ("replay", "er-ace")} == {
+        round(CAPACITY * 64 / 240)
+    }
+    assert next(found for found in advice.tried if found.label == "replay").spec["capacity"] == CAPACITY
+
+
 def test_time_for_the_trial_ends_it_with_what_was_tried():
     advice = quick(task(), Needs("class"), seconds=0.0)
     assert [found.label for found in advice.tried] == ["finetune"]

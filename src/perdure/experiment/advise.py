@@ -169,8 +169,8 @@ def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]
     if taken is not best:
         others = ", ".join(found.label for found in near if found is not taken)
         why.append(
-            f"On {rows} held-out rows {100 * noise:.1f} points are noise, and within that of the best are, too: {others}"
-            ". It is the cheapest of these."
+            f"On {rows} held-out rows {100 * noise:.1f} points are noise, and within that of the best are, too: "
+            f"{others}. It is the cheapest of these."
         )
     if plain.forgetting < LEAST_FORGETTING:
         why.append("Little is forgotten so far, so methods differ little: ask again when more tasks are there.")
