@@ -10,15 +10,13 @@ Pearson 1934); groups of fewer than 30 patients are counted and not judged.
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
+from hospitals import HOSPITALS, of, patients
 
 from perdure.cli import main
 from perdure.metrics import proportion_interval
 from perdure.store.store import Store
 
-ORDER = ["cleveland", "hungarian", "va", "switzerland"]
 LEAST = 30
 WORDS = {"disease": "sensitivity", "none": "specificity"}
 
@@ -39,36 +37,22 @@ def share(right: list[bool], what: str) -> str:
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "runs/hospitals")
 out.mkdir(parents=True, exist_ok=True)
-patients = pa.parquet.read_table(data / "patients.parquet")
-disease = ["disease" if num > 0 else "none" for num in patients["num"].to_pylist()]
-patients = patients.append_column("diagnosis", [disease]).drop_columns(["num"])
-files = [out / f"{hospital}.parquet" for hospital in ORDER]
-for hospital, file in zip(ORDER, files, strict=True):
-    pa.parquet.write_table(patients.filter(pa.compute.equal(patients["hospital"], hospital)), file)
+files = [out / f"{hospital}.parquet" for hospital in HOSPITALS]
+for hospital, file in zip(HOSPITALS, files, strict=True):
+    pyarrow.parquet.write_table(of(patients(data), hospital), file)
 
 store = ["--store", str(out / "store")]
-recipe = [
-    "--recipe",
-    "tabular",
-    "--label",
-    "diagnosis",
-    "--ignore",
-    "hospital",
-    "--missing",
-    "chol=0",
-    "--share",
-    "0.3",
-]
+recipe = ["--recipe", "tabular", "--label", "diagnosis", "--ignore", "hospital", "--missing", "chol=0"]
 for name, settings in (
     ("hospitals", []),
     ("fine-tuned", ["--set", "method.name=finetune", "--set", "rules.tolerance=1"]),
 ):
-    run("init", name, *store, *recipe, "--data", str(files[0]), *settings)
+    run("init", name, *store, *recipe, "--share", "0.3", "--data", str(files[0]), *settings)
     for file in files[1:]:
         run("update", name, *store, str(file), "--accept-shift")
     run("history", name, *store, "--report", str(out / f"{name}.html"))
     model = Store(name, out / "store")
-    for hospital, exam in zip(ORDER, model.exams(), strict=False):
+    for hospital, exam in zip(HOSPITALS, model.exams(), strict=False):
         answers = model.predict(exam.table)
         rows = list(zip(answers["diagnosis"].to_pylist(), answers["prediction"].to_pylist(), strict=True))
         said = [share([a == b for a, b in rows if a == truth], what) for truth, what in WORDS.items()]

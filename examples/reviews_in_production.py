@@ -2,32 +2,21 @@
 
     python examples/reviews_in_production.py data/imdb runs/reviews
 
-A review's topic is the first of TOPICS that a word of it belongs to; what belongs to none is "other". First come
-strong opinions (1, 2, 9 or 10 stars), topic by topic, then mild ones. A store that is fine-tuned only runs beside it.
+A review's topic is the first of TOPICS that a word of it belongs to (see topics.py); what belongs to none is "other".
+First come strong opinions (1, 2, 9 or 10 stars), topic by topic, then mild ones. A store that is fine-tuned only runs
+beside it.
 """
 
-import re
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+from topics import STRONG, topic
 
 from perdure.cli import main
 
-TOPICS = {
-    "horror": r"horror|zombies?|vampires?|slasher|ghosts?",
-    "war": r"war|soldiers?|nazis?|army",
-    "children": r"kids?|children|disney|cartoons?",
-    "comedy": r"comedy|comedies|funny|hilarious",
-}
-STRONG = {1, 2, 9, 10}
-
-
-def topic(text: str) -> str:
-    """The first topic that a word of the text belongs to."""
-    found = (name for name, words in TOPICS.items() if re.search(rf"\b({words})\b", text.lower()))
-    return next(found, "other")
+TOPICS = ("horror", "war", "children", "comedy")
 
 
 def run(*words: str) -> None:
@@ -41,7 +30,7 @@ out.mkdir(parents=True, exist_ok=True)
 reviews = pa.parquet.read_table(data / "train.parquet")
 parts: dict[tuple[bool, str], list[int]] = {}
 for row, (text, stars) in enumerate(zip(reviews["text"].to_pylist(), reviews["rating"].to_pylist(), strict=True)):
-    parts.setdefault((stars not in STRONG, topic(text)), []).append(row)
+    parts.setdefault((stars not in STRONG, topic(text, TOPICS)), []).append(row)
 order = [(mild, name) for mild in (False, True) for name in [*TOPICS, "other"]]
 files = [
     out / f"{number:02d}-{'mild' if mild else 'strong'}-{name}.parquet" for number, (mild, name) in enumerate(order, 1)

@@ -5,6 +5,7 @@ import pytest
 from store_examples import clouds
 
 from perdure.cli import main
+from perdure.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,21 @@ def test_history_diff_promote_and_rollback(folder, capsys):
     assert run(folder, "history", "toy") == 0
     told = capsys.readouterr().out
     assert "forced version 2; the old kinds are gone" in told and "rolled back version 1" in told
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_version_may_stand_anywhere_among_the_options(folder, capsys, place):
+    run(folder, "update", "toy", folder / "feb.parquet")
+    if Store("toy", folder / "store").folder.production() == 1:
+        run(folder, "promote", "toy", 2, "--force", "why")
+    words = ["toy", "--store", str(folder / "store")]
+    words.insert(max(place, 1), "1")
+    assert main(["rollback", *words]) == 0
+    assert Store("toy", folder / "store").folder.production() == 1
+    with pytest.raises(SystemExit):
+        main(["rollback", *words, "1"])
+    with pytest.raises(SystemExit):
+        main(["status", "toy", "--store", str(folder / "store"), "1"])
 
 
 def test_predictions_into_a_file(folder, capsys):

@@ -240,3 +240,21 @@ def test_a_label_that_is_lost_refuses_however_many_new_ones_are_gained():
     after = np.array(["a"] * 240 + ["new"] * 60 + ["b"] * 300 + ["new"] * 600)
     found = decide([sitting("a", truth, after, before, before, known=["a", "b"])], Rules())
     assert not found.promote and any("label a" in why for why in found.refusals)
+
+
+def test_drawn_rows_are_judged_by_themselves_and_less_strictly():
+    """A drop of six points on drawn rows is none; of fifteen it is, and the real exam is judged as before."""
+
+    def drawn(share: float) -> Sitting:
+        right, worse = np.ones(400, dtype=bool), np.arange(400) >= 400 * share
+        return Sitting("0001-drawn", ["a", "b"] * 200, worse, right, right)
+
+    assert decide([], Rules(), drawn=[drawn(0.06)]).promote
+    assert not decide([], Rules(), drawn=[drawn(0.15)]).promote
+    assert not decide([drawn(0.06)], Rules()).promote
+    one_label = np.where(np.arange(4000) % 20 == 0, np.arange(4000) % 60 > 0, True)  # a third of one label of twenty
+    lost = np.arange(4000) % 20 > 0  # all of it
+    twenty, right = [f"l{row % 20}" for row in range(4000)], np.ones(4000, dtype=bool)
+    assert decide([], Rules(), drawn=[Sitting("0001-drawn", twenty, one_label, right, right)]).promote
+    assert not decide([], Rules(), drawn=[Sitting("0001-drawn", twenty, lost, right, right)]).promote
+    assert not decide([], Rules(drawn=0.02), drawn=[drawn(0.06)]).promote

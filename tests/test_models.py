@@ -121,13 +121,13 @@ def test_a_recipe_survives_json_and_builds_the_same_model(make):
 def test_every_model_in_the_table_is_named_as_its_recipe_says():
     base = {"name": "mlp", "settings": {"inputs": 4}}
     needed = {"mlp": {"inputs": 4}, "columns": {"base": base}, "modular": {"base": base}, "tabular": {"numbers": 4}}
-    assert set(models.MODELS) == {"columns", "convnet", "mlp", "modular", "resnet18", "tabular", "text"}
+    assert set(models.MODELS) == {"columns", "convnet", "mlp", "modular", "ratings", "resnet18", "tabular", "text"}
     for name, factory in models.MODELS.items():
         assert factory(**needed.get(name, {})).recipe["name"] == name
 
 
 def test_a_misspelt_recipe_is_refused_with_the_nearest_spelling():
-    with pytest.raises(ValueError, match=r"'resnet'.*did you mean 'resnet18'.*columns, .*modular, resnet18"):
+    with pytest.raises(ValueError, match=r"'resnet'.*did you mean 'resnet18'.*columns, .*modular, ratings, resnet18"):
         models.build({"name": "resnet", "settings": {}})
     with pytest.raises(ValueError, match=r"mlp has no setting 'hiden'.*did you mean 'hidden'"):
         models.build({"name": "mlp", "settings": {"inputs": 4, "hiden": [3]}})

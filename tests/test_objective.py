@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perdure import Batch
-from perdure.objective import OBJECTIVES
+from perdure.objective import OBJECTIVES, MultiLabel, Rating, Regression, named
 
-CLASSIFICATION, MULTI_LABEL, REGRESSION = (OBJECTIVES[name] for name in ("classification", "multi-label", "regression"))
+CLASSIFICATION, MULTI_LABEL, REGRESSION, RATING, RANKING = OBJECTIVES.values()
 
 
 def classes(columns: list[int], **fields) -> Batch:
@@ -108,6 +108,30 @@ def test_squared_error_is_a_mean_over_the_outputs_that_a_task_speaks_of():
     assert REGRESSION.loss(scores, batch).item() == pytest.approx(((9 + 9) / 2 + 1) / 2)
 
 
+def test_ratings_lie_between_their_bounds_and_their_squared_error_is_by_hand():
+    scores = torch.tensor([[0.0], [math.log(3)], [60.0], [-60.0]])  # 3, 4, 5 and 1 stars
+    assert RATING.answer(scores, None)[:, 0].tolist() == pytest.approx([3, 4, 5, 1])
+    batch = dense([[5.0], [2.0], [5.0], [2.0]], [[0]] * 4)
+    assert RATING.loss(scores, batch).item() == pytest.approx((4 + 4 + 0 + 1) / 4)
+    batch.weight = torch.tensor([0.0, 2.0, 1.0, 1.0])
+    assert RATING.loss(scores, batch).item() == pytest.approx((8 + 1) / 4)
+    assert named("rating:0:10").answer(scores, None)[:, 0].tolist() == pytest.approx([5, 7.5, 10, 0])
+
+
+def test_the_loss_of_a_pair_is_that_of_bayesian_personalised_ranking():
+    """Rendle et al. 2009: -ln sigmoid(x_ui - x_uj)."""
+    differences = torch.tensor([[2.0], [-1.0]])
+    by_hand = (math.log(1 + math.exp(-2)) + math.log(1 + math.e)) / 2
+    assert RANKING.loss(differences, dense([[1.0], [1.0]], [[0], [0]])).item() == pytest.approx(by_hand)
+    assert RANKING.loss(-differences, dense([[0.0], [0.0]], [[0], [0]])).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("name", ["rating:5:1", "rating:1", "rating:a:b", "rating:0:inf", "regression:0:1", "stars"])
+def test_an_objective_that_nobody_knows_is_refused(name):
+    with pytest.raises(ValueError, match="objective is"):
+        named(name)
+
+
 # ---- distillation ----
 
 
@@ -119,6 +143,8 @@ def test_distillation_by_hand():
     by_hand = -4 * (0.5 * math.log(0.5) + 0.75 * math.log(0.9) + 0.25 * math.log(0.1) - 0.5 * math.log(2)) / 2
     assert MULTI_LABEL.distil(student, teacher, 2.0).item() == pytest.approx(by_hand, rel=1e-5)
     assert REGRESSION.distil(student, teacher, 2.0).item() == pytest.approx(math.log(9.0) ** 2 / 2, rel=1e-5)
+    # the ratings are 1 + 4 (1/2, 0.9) and 1 + 4 (1/2, 81/82)
+    assert RATING.distil(student, teacher, 2.0).item() == pytest.approx((4 * (81 / 82 - 0.9)) ** 2 / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=lambda o: o.name)
@@ -223,6 +249,47 @@ def test_exact_probes_of_regression_are_the_expectation_over_a_unit_gaussian():
         assert torch.allclose(found[i], truth, atol=1e-12)
 
 
+def test_exact_probes_of_ratings_are_the_expectation_over_a_unit_gaussian_about_the_rating():
+    def likelihood_of(known: list[int], centre: Tensor):
+        def likelihood(s: Tensor, y: tuple[float, ...]) -> Tensor:
+            stars = 1 + 4 / (1 + torch.exp(-s))
+            return sum((-0.5 * (centre[c] + y[i] - stars[c]).square() for i, c in enumerate(known)), s.sum() * 0)
+
+        return likelihood
+
+    found, mutant = (fisher(kind, dense(None, HOMES), "exact") for kind in (RATING, Regression()))
+    for i, (row, home) in enumerate(zip(SCORES, HOMES, strict=True)):
+        known = [c for c in home if c >= 0]
+        answers, share = list(itertools.product([-1.0, 1.0], repeat=len(known))), 0.5 ** len(known)
+        likelihood = likelihood_of(known, 1 + 4 / (1 + torch.exp(-row)))
+        truth = expected(row, answers, likelihood, lambda _s, _y, share=share: share)
+        assert torch.allclose(found[i], truth, atol=1e-12)
+        assert not torch.allclose(mutant[i], truth, atol=1e-3)
+
+
+def test_exact_probes_of_a_pair_are_the_expectation_over_both_orders():
+    found = fisher(RANKING, dense(None, HOMES), "exact")
+    assert torch.allclose(found, fisher(MultiLabel(), dense(None, HOMES), "exact"))
+    for i, (row, home) in enumerate(zip(SCORES, HOMES, strict=True)):
+        known = [c for c in home if c >= 0]
+        p = torch.zeros(4, dtype=torch.float64)
+        p[known] = 1 / (1 + torch.exp(-row[known]))
+        assert torch.allclose(found[i], torch.diag(p * (1 - p)), atol=1e-12)  # E (y - p)^2 of a Bernoulli
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_sensitivity_is_the_gradient_of_the_squared_length_of_the_answers_that_concern_a_row(name):
+    scores, objective = SCORES.clone().requires_grad_(), OBJECTIVES[name]
+    allowed, home = mask("xx..", "x.xx", ".x.."), mask("x.x.", ".x..", ".x.x")
+    batch = classes([0, 0, 1], allowed=allowed) if name == "classification" else dense(None, HOMES)
+    answers = 1 + 4 / (1 + torch.exp(-scores)) if name == "rating" else scores
+    length = (answers * (allowed if name == "classification" else home)).square().sum()
+    (truth,) = torch.autograd.grad(length, scores)
+    assert torch.allclose(objective.sensitivity(SCORES, batch), truth, atol=1e-12)
+    if name == "rating":
+        assert not torch.allclose(Regression().sensitivity(SCORES, batch), truth, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_empirical_probes_are_the_gradient_at_the_label(name):
     objective = OBJECTIVES[name]
@@ -233,7 +300,7 @@ def test_empirical_probes_are_the_gradient_at_the_label(name):
     else:
         batch = dense([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], HOMES)
         labels = torch.tensor([2.0, 1.0, 2.0])  # the loss is a mean over a row's labels, the likelihood a sum
-        batch.weight = labels if name == "multi-label" else labels / 2
+        batch.weight = labels / 2 if name in ("regression", "rating") else labels
         (g,) = torch.autograd.grad(-3 * objective.loss(scores, batch), scores)
     (found,) = objective.probes(SCORES, batch, "empirical", chance())
     assert torch.allclose(found, g, atol=1e-6)
@@ -307,6 +374,21 @@ def test_r2_by_hand():
     assert REGRESSION.grade(tally, 4) == pytest.approx((1 - 4 / 14 + 1 - 25 / 400) / 2)
     mean = torch.tensor([[3.0, 20.0]] * 4)
     assert REGRESSION.grade(REGRESSION.tally(mean, dense(y, home)), 4) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_grade_of_ratings_says_their_rmse():
+    scores = torch.tensor([[0.0], [math.log(3)], [0.0]])  # 3, 4 and 3 stars
+    batch = dense([[5.0], [4.0], [2.0]], [[0]] * 3)
+    assert RATING.grade(RATING.tally(scores, batch), 3) == pytest.approx(1 - math.sqrt(5 / 3) / 4)
+    ten = Rating(low=0, high=10)
+    assert ten.grade(ten.tally(scores, batch), 3) == pytest.approx(1 - math.sqrt((0 + 3.5**2 + 3**2) / 3) / 10)
+
+
+def test_the_grade_of_pairs_is_the_share_in_the_right_order():
+    scores = torch.tensor([[2.0], [-1.0], [0.0], [-3.0]])
+    batch = dense([[1.0], [1.0], [1.0], [0.0]], [[0]] * 4)
+    assert RANKING.grade(RANKING.tally(scores, batch), 4) == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert torch.equal(RANKING.answer(scores, None), scores)
 
 
 def test_r2_leaves_out_outputs_that_do_not_vary():

@@ -11,6 +11,7 @@ from torch import Tensor
 from perdure import inference
 from perdure.data import Batch, Columns, Label, Rows, Task, column_map
 from perdure.models import evaluating
+from perdure.objective import NUMERIC
 from perdure.several import Several
 from perdure.spelling import guess
 
@@ -121,7 +122,7 @@ def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> Any:
     """
     if isinstance(learner.objective, Several):
         return learner.objective.said(answers)
-    if learner.objective.name == "regression":
+    if learner.objective.name in NUMERIC:
         return answers
     if learner.objective.dense:
         return [[label for label, p in zip(labels, row, strict=True) if p > 0.5] for row in answers.tolist()]

@@ -1,4 +1,4 @@
-"""Random changes to images that keep their label, drawn anew whenever a row is seen, on the device of the images."""
+"""Random changes to inputs that keep their label, drawn anew whenever a row is seen, on the device of the inputs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,50 @@ def crop_and_flip(x: Columns, draws: torch.Generator) -> Columns:
     padded = F.pad(x, [PADDING] * 4).permute(0, 2, 3, 1)
     image = torch.arange(count, device=x.device)[:, None, None]
     return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class Unseen:
+    """Names beside each item another that its user was not seen with, {"other": int64 [n]}, for objective "ranking".
+
+    As `augment=` it draws anew whenever a row is seen, uniformly among the items added so far, as BPR does (Rendle et
+    al. 2009): add the rows of a task before it is learnt, and of the future nothing is known. A user who was seen with
+    nearly everything may, after `tries` draws, get an item that was seen.
+    """
+
+    def __init__(self, tries: int = 16) -> None:
+        if tries < 1:
+            raise ValueError(f"tries is {tries}; it is how many items are drawn for each row, at least 1")
+        self.tries = tries
+        self.seen = torch.empty(0, 2, dtype=torch.long)
+        self._tables: tuple[Tensor, Tensor, Tensor] = (self.seen[:, 0], self.seen[:, 0], self.seen[:, 0])
+
+    def add(self, x: Columns) -> None:
+        """Users and the items that they were seen with: {"user": [n], "item": [n]}."""
+        pairs = torch.stack([_named(x, "user"), _named(x, "item")], 1).cpu()
+        self.seen = torch.unique(torch.cat([self.seen, pairs]), dim=0)
+        users, user = torch.unique(self.seen[:, 0], return_inverse=True)
+        items, item = torch.unique(self.seen[:, 1], return_inverse=True)
+        self._tables = users, items, (user * len(items) + item).sort().values
+
+    def __call__(self, x: Columns, draws: torch.Generator) -> Columns:
+        """The inputs with "other"; ValueError before anything was added."""
+        if len(self.seen) == 0:
+            raise ValueError("no items are known to draw from: call add(x) with the rows that are to be learnt")
+        users, items, keys = (table.to(_named(x, "user").device) for table in self._tables)
+        user = torch.searchsorted(users, _named(x, "user").contiguous()).clamp(max=len(users) - 1)
+        strange = users[user] != _named(x, "user")
+        drawn = torch.randint(len(items), (len(user), self.tries), generator=draws, device=user.device)
+        found = user[:, None] * len(items) + drawn
+        near = torch.searchsorted(keys, found).clamp(max=len(keys) - 1)
+        free = (keys[near] != found) | strange[:, None]
+        first = free.int().argmax(1, keepdim=True)  # of the first that is free; the first where none is
+        return {**dict(x), "other": items[drawn.gather(1, first)[:, 0]]}
+
+
+def _named(x: Columns, name: str) -> Tensor:
+    if not isinstance(x, dict) or name not in x:
+        raise ValueError(f'rows of ratings are {{"user": ..., "item": ...}}; found no {name!r}')
+    return x[name]
 
 
 AUGMENTS: dict[str, Callable[[Columns, torch.Generator], Columns]] = {"crop and flip": crop_and_flip}

@@ -10,6 +10,7 @@ from torch import nn
 from perdure import answers, structure
 from perdure.data import Columns, Rows, Task
 from perdure.method import Method
+from perdure.objective import NUMERIC, Rating
 from perdure.several import Several
 from perdure.training import Settings
 
@@ -78,8 +79,24 @@ def _labels(learner: Learner, task: Task) -> None:
     outputs, known = len(task.classes), learner.labels.tasks.get(task.name)
     if objective.dense and known is not None and known != list(task.classes):
         raise ValueError(f"task {task.name!r} comes back with outputs {list(task.classes)}, but it had {known}")
-    if objective.name == "regression" and learner.labels.scenario == "domain" and columns not in (0, outputs):
+    if isinstance(objective, Rating):
+        _bounds(objective, task)
+    if objective.name in NUMERIC and learner.labels.scenario == "domain" and columns not in (0, outputs):
         raise ValueError(f"task {task.name!r} has {outputs} outputs, and the learner has {columns}")
+
+
+def _bounds(objective: Rating, task: Task) -> None:
+    """Ratings beyond the bounds could never be answered."""
+    for rows in (task.train, task.test, task.validation):
+        if rows is not None:
+            values = rows.positions(task.classes)
+            low, high = float(values.min()), float(values.max())
+            if low < objective.low or high > objective.high:
+                raise ValueError(
+                    f"task {task.name!r} holds ratings from {low:g} to {high:g}, and the objective goes from "
+                    f'{objective.low:g} to {objective.high:g}: say objective="rating:{low:g}:{high:g}", or as wide as '
+                    "yours can be"
+                )
 
 
 def inputs(rows: Rows) -> dict[str, list[Any]]:

@@ -29,7 +29,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
         print(f"perdure: {unknown('command', given[0], commands)}", file=sys.stderr)
         return WRONG
-    arguments = parser.parse_args(given, argparse.Namespace(words=given))
+    arguments, rest = parser.parse_known_args(given, argparse.Namespace(words=given))
+    late = getattr(arguments, "late", None)
+    if late is not None and len(rest) == 1 and rest[0].isdecimal() and getattr(arguments, late) is None:
+        setattr(arguments, late, int(rest.pop()))  # argparse of Python 3.11 sees no optional word behind an option
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.version:
         import perdure
 

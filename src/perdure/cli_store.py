@@ -33,6 +33,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     diff.add_argument("other", type=int)
     rollback = command(commands, "rollback", _rollback, "let an earlier version answer again")
     rollback.add_argument("number", metavar="VERSION", type=int, nargs="?", help="the one before unless given")
+    rollback.set_defaults(late="number")
     promote = command(commands, "promote", _promote, "take a version that was refused")
     promote.add_argument("number", metavar="VERSION", type=int)
     promote.add_argument("--force", required=True, metavar="WHY", help="kept in the history")
@@ -103,9 +104,11 @@ def _init(arguments: argparse.Namespace) -> int:
     changes = _changes(arguments.set)
     keep, method = not arguments.no_rows_kept, changes.get("method", {})
     try:
+        recipe = _recipe(arguments, changes.get("recipe", {}))
+        usual = {} if "name" in method else default_method(keep, recipe).settings()
         settings: dict[str, Any] = {
-            "recipe": _recipe(arguments, changes.get("recipe", {})),
-            "method": methods.build({**({} if "name" in method else default_method(keep).settings()), **method}),
+            "recipe": recipe,
+            "method": methods.build({**usual, **method}),
             "rules": Rules(**changes.get("rules", {})),
         }
     except (TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from perdure.data import Columns, column_length, column_map
 from perdure.models.head import Head
 from perdure.models.modes import evaluating
+from perdure.models.ratings import Vectors
 
 Probes = Callable[[Tensor], Iterator[Tensor]]
 Chunks = Iterable[tuple[Columns, Probes]]
@@ -43,8 +46,9 @@ def diagonal(
     all rows of the chunk, and one probe is held at a time. Returns a tensor like each trainable parameter (in `names`,
     where given): zero where the scores do not depend on it; a tied parameter stands once, under its first name.
 
-    Where every parameter belongs to one linear layer that is called once on one vector per row, a chunk costs one
-    forward, one backward per probe without weight gradients, and one product per layer. Everywhere else each row's own
+    Where every parameter belongs to one linear layer that is called once on one vector per row, or to one embedding, a
+    chunk costs one forward, one backward per probe without weight gradients, and one product per layer; of an embedding
+    only the vectors that the rows look up are touched: those of ids never seen are 0. Everywhere else each row's own
     gradient is formed, as many rows at a time as fit into `max_bytes`. With `check`, two rows of the first chunk are
     compared with `diagonal_by_hand`; on a difference, or an error, the call warns and goes on by hand.
 
@@ -110,8 +114,17 @@ class _Layer:
 
 
 @dataclass(frozen=True)
+class _Table:
+    """An embedding, its weight as blocks, and where in them each id stands (-1: nowhere)."""
+
+    module: nn.Module
+    blocks: list[tuple[str | None, int]]
+    place: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class _Call:
-    """One call of a linear layer: its inputs [n, features], and where in the graph the gradient of its outputs arrives.
+    """One call: its inputs, [n, features] or ids [n, ...], and where in the graph the gradient of its outputs arrives.
 
     A place and not the outputs themselves, which an activation may overwrite.
     """
@@ -124,13 +137,14 @@ class _Call:
 class _Survey:
     """What stays the same during one call, and the three paths; each path gives a chunk's sums over its rows.
 
-    `layers` hold all that is wanted; it is empty where linear layers do not.
+    `layers` and `tables` hold all that is wanted; both are empty where linear layers and embeddings do not.
     """
 
     model: nn.Module
     kind: Kind
     wanted: dict[str, nn.Parameter]
     layers: list[_Layer]
+    tables: list[_Table]
     max_bytes: int
 
     def zeros(self) -> Sums:
@@ -142,30 +156,39 @@ class _Survey:
 
     def fast(self, x: Columns, probes: Probes) -> Sums:
         """The closed form where it holds, else a gradient per row."""
-        scores, calls = self.record(x)
+        scores, calls, lookups = self.record(x)
         vectors = probes(scores.detach())
-        return self.closed(scores, calls, vectors) if calls else self.per_row(x, vectors)
+        return self.closed(scores, calls, lookups, vectors) if calls or lookups else self.per_row(x, vectors)
 
-    def record(self, x: Columns) -> tuple[Tensor, list[_Call]]:
-        """The scores, and the call of each layer; no calls unless each is called once, on one vector per row."""
-        with torch.set_grad_enabled(bool(self.layers)), _recorded(self.layers, column_length(x)) as calls:
+    def record(self, x: Columns) -> tuple[Tensor, list[_Call], list[list[_Call]]]:
+        """The scores, the call of each layer and the calls of each table; none unless the closed form holds.
+
+        It does where each layer is called once, on one vector per row, and each table on ids of rows.
+        """
+        parts = [layer.module for layer in self.layers] + [table.module for table in self.tables]
+        with torch.set_grad_enabled(bool(parts)), _recorded(parts, column_length(x)) as calls:
             scores: Tensor = self.model(x)
-        once = [found[0] for found in calls if len(found) == 1 and found[0] is not None]
-        if len(once) < len(self.layers) or not scores.requires_grad:
-            return scores.detach(), []
-        return scores, once
+        plain = [[call for call in found if call is not None] for found in calls]
+        once, lookups = plain[: len(self.layers)], plain[len(self.layers) :]
+        odd = any(None in found for found in calls) or any(len(found) != 1 for found in once)
+        if odd or not scores.requires_grad:
+            return scores.detach(), [], []
+        return scores, [found[0] for found in once], lookups
 
-    def closed(self, scores: Tensor, calls: list[_Call], probes: Iterator[Tensor]) -> Sums:
+    def closed(self, scores: Tensor, calls: list[_Call], lookups: list[list[_Call]], probes: Iterator[Tensor]) -> Sums:
         """sum_v (g_v a^T)^2 = (sum_v g_v^2) (a^2)^T, with a layer's inputs a and the gradients g_v of its outputs."""
-        edges = [call.edge for call in calls]
-        sizes: list[Tensor | None] = [None] * len(edges)
+        edges = [call.edge for call in (*calls, *itertools.chain(*lookups))]
+        sizes: list[Tensor | None] = [None] * len(calls)
+        sums, rows = self.zeros(), [_Lookups.of(*pair) for pair in zip(self.tables, lookups, strict=True)]
         for probe in probes:
-            gradients = torch.autograd.grad(scores, edges, probe, retain_graph=True, allow_unused=True)
-            for place, gradient in enumerate(gradients):
+            gradients = list(torch.autograd.grad(scores, edges, probe, retain_graph=True, allow_unused=True))
+            for place, gradient in enumerate(gradients[: len(calls)]):
                 if gradient is not None:
                     size, before = self.size(gradient), sizes[place]
                     sizes[place] = size if before is None else before.add_(size)
-        sums = self.zeros()
+            arrived = iter(gradients[len(calls) :])
+            for table, found, looked in zip(self.tables, rows, lookups, strict=True):
+                found.add(sums, table.blocks, [next(arrived) for _ in looked], self.size)
         for layer, call, outgoing in zip(self.layers, calls, sizes, strict=True):
             if outgoing is not None:
                 _deal(sums, layer.weights, outgoing.T @ self.size(call.inputs))
@@ -187,7 +210,8 @@ class _Survey:
         for probe in probes:
             for start in range(0, len(probe), step):
                 part = slice(start, start + step)
-                with sdpa_kernel(SDPBackend.MATH):  # the fused attentions are not batched by vmap, but looped over
+                # The fused attentions are not batched by vmap, but looped over.
+                with sdpa_kernel(SDPBackend.MATH), _AnyLayout():
                     gradients = each(dict(self.wanted), _rows(x, part), probe[part])
                 for name, gradient in gradients.items():
                     sums[name] += self.size(gradient).sum(0)
@@ -234,6 +258,20 @@ class _Survey:
                 )
 
 
+_LAYOUT = "memory_format"
+
+
+class _AnyLayout(TorchFunctionMode):
+    """Where memory is laid out otherwise (channels last), no value changes, and vmap knows of no such layout."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.contiguous, Tensor.to, Tensor.clone) and len(args) == 1 and set(kwargs or ()) == {_LAYOUT}:
+            return args[0] if func == Tensor.to else func(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 def _survey(model: nn.Module, kind: Kind, names: Collection[str] | None, max_bytes: int) -> _Survey:
     if kind not in ("square", "absolute"):
         raise ValueError(f'kind is {kind!r}, but must be "square" or "absolute"')
@@ -244,15 +282,66 @@ def _survey(model: nn.Module, kind: Kind, names: Collection[str] | None, max_byt
             f"names holds {unknown}, but the trainable parameters are {list(trainable)}; leave the others out"
         )
     wanted = {name: p for name, p in trainable.items() if names is None or name in names}
-    return _Survey(model, kind, wanted, _linear_layers(model, wanted), max_bytes)
+    return _Survey(model, kind, wanted, *_layers_and_tables(model, wanted), max_bytes)
 
 
-def _linear_layers(model: nn.Module, wanted: dict[str, nn.Parameter]) -> list[_Layer]:
-    """The linear layers that hold all that is wanted, none of it held twice; else nothing."""
+@dataclass(frozen=True)
+class _Lookups:
+    """The vectors that a chunk's rows look up in a table: one entry for each pair of a row and a vector of it.
+
+    `entry` says for each lookup of a `known` id, all calls one after another, which pair it is of; `vector` where a
+    pair's vector stands. A row that looks a vector up twice has the sum of both gradients, before it is squared.
+    """
+
+    known: Tensor
+    entry: Tensor
+    vector: Tensor
+
+    @staticmethod
+    def of(table: _Table, calls: list[_Call]) -> _Lookups:
+        """From the ids that the table was called with."""
+        if not calls:
+            return _Lookups(*torch.empty(3, 0, dtype=torch.long))
+        places = [table.place(call.inputs).reshape(len(call.inputs), -1) for call in calls]
+        row = torch.cat([torch.arange(len(p), device=p.device).repeat_interleave(p.shape[1]) for p in places])
+        place = torch.cat([p.flatten() for p in places])
+        known, capacity = place >= 0, sum(rows for _, rows in table.blocks)
+        pairs, entry = torch.unique((row * capacity + place)[known], return_inverse=True)
+        return _Lookups(known, entry, pairs % capacity)
+
+    def add(
+        self,
+        sums: Sums,
+        blocks: list[tuple[str | None, int]],
+        gradients: list[Tensor | None],
+        size: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Adds the sizes of the gradients of one probe, each [n, ..., width], to the blocks that they belong to."""
+        wide = next((g.shape[-1] for g in gradients if g is not None), None)
+        if wide is None:
+            return
+        if any(g is None for g in gradients):
+            raise ArithmeticError("the scores depend on one lookup of an embedding and not on another")
+        each = torch.cat([g.reshape(-1, wide) for g in gradients if g is not None])[self.known]
+        whole = each.new_zeros(len(self.vector), wide).index_add_(0, self.entry, each)
+        found, start = size(whole), 0
+        for name, rows in blocks:
+            here = (self.vector >= start) & (self.vector < start + rows)
+            if name is not None:
+                sums[name].index_add_(0, self.vector[here] - start, found[here])
+            start += rows
+
+
+def _layers_and_tables(model: nn.Module, wanted: dict[str, nn.Parameter]) -> tuple[list[_Layer], list[_Table]]:
+    """The linear layers and embeddings that hold all that is wanted, none of it held twice; else nothing."""
     names = {p: name for name, p in wanted.items()}
     holders = Counter(p for module in model.modules() for p in module.parameters(recurse=False) if p in names)
-    layers, held = [], set()
+    layers, tables, held = list[_Layer](), list[_Table](), set[nn.Parameter]()
     for module in model.modules():
+        vectors, place = _embedding(module)
+        if not names.keys().isdisjoint(vectors):
+            held.update(vectors)
+            tables.append(_Table(module, [(names.get(p), len(p)) for p in vectors], place))
         if isinstance(module, Head):
             weights, biases = list(module.weights), list(module.biases)
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
@@ -264,26 +353,36 @@ def _linear_layers(model: nn.Module, wanted: dict[str, nn.Parameter]) -> list[_L
             blocks = [[(names.get(p), len(p)) for p in parameters] for parameters in (weights, biases)]
             layers.append(_Layer(module, *blocks))
     alone = all(count == 1 for count in holders.values())
-    return layers if alone and names.keys() <= held else []
+    return (layers, tables) if alone and names.keys() <= held else ([], [])
+
+
+def _embedding(module: nn.Module) -> tuple[list[nn.Parameter], Callable[[Tensor], Tensor]]:
+    """The weight of an embedding as blocks, and where ids stand in it; no blocks for what is none."""
+    if isinstance(module, Vectors):
+        return list(module.blocks), module.place
+    plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+    if plain and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse:
+        padding = -1 if module.padding_idx is None else module.padding_idx
+        return [module.weight], lambda ids: torch.where(ids == padding, -1, ids)
+    return [], lambda ids: ids
 
 
 @contextmanager
-def _recorded(layers: list[_Layer], rows: int) -> Iterator[list[list[_Call | None]]]:
-    """Lists the calls of each layer; None stands for a call on anything but one vector per row."""
-    calls: list[list[_Call | None]] = [[] for _ in layers]
+def _recorded(parts: list[nn.Module], rows: int) -> Iterator[list[list[_Call | None]]]:
+    """Lists the calls of each layer or table; None: a call on anything but one vector per row, or ids of every row."""
+    calls: list[list[_Call | None]] = [[] for _ in parts]
 
     def hook(found: list[_Call | None]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def record(_: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> None:
-            plain = len(inputs) == 1 and inputs[0].dim() == outputs.dim() == 2 and len(outputs) == rows
+            ids = len(inputs) == 1 and not inputs[0].is_floating_point() and inputs[0].dim() == outputs.dim() - 1
+            plain = ids or (len(inputs) == 1 and inputs[0].dim() == outputs.dim() == 2)
+            plain = plain and len(outputs) == len(inputs[0]) == rows and outputs.requires_grad
             found.append(_Call(inputs[0].detach(), get_gradient_edge(outputs)) if plain else None)
 
         return record
 
     # First of all hooks, to see what the layer itself gives.
-    handles = [
-        layer.module.register_forward_hook(hook(found), prepend=True)
-        for layer, found in zip(layers, calls, strict=True)
-    ]
+    handles = [part.register_forward_hook(hook(found), prepend=True) for part, found in zip(parts, calls, strict=True)]
     try:
         yield calls
     finally:

@@ -37,7 +37,8 @@ class Learner(Offers):
 
     scenario    "class": one column a label, task hidden; "domain": one head, a label's column is its position in
                 `task.classes`; "task": a head a task, task revealed (heads="shared": one column a label)
-    objective   "classification" | "multi-label" | "regression", or `Several({...})` of them
+    objective   "classification" | "multi-label" | "regression" | "rating" (1 to 5; "rating:0:10") | "ranking", or
+                `Several({...})` of the first three
     epochs      passes over a task's rows; steps: optimizer steps a task instead, however many passes they make
     budget      Steps(n), Seconds(60) or MultiplyAdds(n) a task instead, consolidation included: see `perdure.budget`
     optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
@@ -321,6 +322,7 @@ class Learner(Offers):
         )  # fmt: skip
         for name, classes, ahead in tree["labels"][len(learner.labels.opened) :]:
             learner._grow(name, classes, ahead)
+        learner.reopen(tree["weights"])
         state.apply(learner, tree)
         learner._measure_size()
         return learner
@@ -355,6 +357,7 @@ class Learner(Offers):
 
     def _open(self, task: Task) -> None:
         self._grow(task.name, task.classes)
+        self.meet(task.train)
         self.clock.open(task.name, task.fingerprint)
         self.inputs = self.inputs or checks.inputs(task.train)
 

@@ -1,4 +1,4 @@
-"""What is learnt: loss, grade and likelihood of classification, multi-label, regression; the mask of allowed columns.
+"""What is learnt: loss, grade and likelihood of labels, numbers, ratings and rankings; the mask of allowed columns.
 
 Everywhere: `scores` [n, C] are a model's raw scores. `batch.columns` says which columns the rows' labels stand for:
 [n] for classification, [n, k] for the dense objectives (one per label column, -1 where a row has none).
@@ -8,6 +8,7 @@ applies the mask: models and methods see raw scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perdure.data import Batch
+from perdure.spelling import one_of
 
 FisherKind = Literal["exact", "sampled", "empirical"]
 
@@ -47,6 +49,9 @@ class Objective(Protocol):
 
     def concerned(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scores with 0 in the columns that do not concern a row."""
+
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The gradient of the answers' squared length with respect to the scores, [n, C]: what MAS follows back."""
 
     def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
         """Probabilities (values, for regression) [n, C]; columns that are not allowed get 0."""
@@ -106,6 +111,10 @@ class Classification:
         """The allowed columns."""
         return scores if batch.allowed is None else scores * batch.allowed
 
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Twice the scores that concern a row: an answer is its raw score (Aljundi et al. 2018)."""
+        return 2 * self.concerned(scores, batch)
+
     def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
         """Softmax over the allowed columns."""
         return _masked(scores, allowed).softmax(1)
@@ -153,6 +162,10 @@ class MultiLabel:
     def concerned(self, scores: Tensor, batch: Batch) -> Tensor:
         """The columns of the row's task."""
         return scores * _dense(scores, batch)[0]
+
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Twice the scores that concern a row: an answer is its raw score (Aljundi et al. 2018)."""
+        return 2 * self.concerned(scores, batch)
 
     def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
         """The sigmoid of each allowed column."""
@@ -202,6 +215,10 @@ class Regression:
         """The columns of the row's task."""
         return scores * _dense(scores, batch)[0]
 
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Twice the scores that concern a row: an answer is its raw score (Aljundi et al. 2018)."""
+        return 2 * self.concerned(scores, batch)
+
     def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
         """The values themselves."""
         return scores if allowed is None else scores * allowed
@@ -220,7 +237,107 @@ class Regression:
         return float((1 - errors[varies] / deviations[varies]).mean()) if bool(varies.any()) else 0.0
 
 
-OBJECTIVES: dict[str, Objective] = {o.name: o for o in (Classification(), MultiLabel(), Regression())}
+@dataclass(frozen=True)
+class Rating(Regression):
+    """Numbers within bounds, as stars: r = low + (high - low) sigmoid(s), squared error of r.
+
+    Likelihood: a Gaussian of unit variance about r. Grade: 1 - RMSE / (high - low), so that RMSE = (1 - grade) (high -
+    low).
+    """
+
+    name: str = "rating"
+    measure: str = "1 - RMSE / range"
+    low: float = 1.0
+    high: float = 5.0
+
+    def value(self, scores: Tensor) -> Tensor:
+        """The ratings that scores stand for."""
+        return self.low + (self.high - self.low) * scores.sigmoid()
+
+    def slope(self, scores: Tensor) -> Tensor:
+        """dr / ds."""
+        p = scores.sigmoid()
+        return (self.high - self.low) * p * (1 - p)
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of the ratings over the row's outputs."""
+        return super().loss(self.value(scores), batch)
+
+    def distil(self, scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Mean squared distance to the teacher's ratings; the temperature plays no part."""
+        return super().distil(self.value(scores), self.value(teacher), temperature)
+
+    def probes(self, scores: Tensor, batch: Batch, kind: FisherKind, draws: torch.Generator) -> Iterator[Tensor]:
+        """Regression's of r, times dr / ds: by the chain rule."""
+        slope = self.slope(scores)
+        for probe in super().probes(self.value(scores), batch, kind, draws):
+            yield probe * slope
+
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """d r^2 / ds = 2 r dr / ds: the answer is the rating, so that what is saturated does not matter."""
+        return 2 * self.concerned(self.value(scores) * self.slope(scores), batch)
+
+    def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        """The ratings."""
+        return super().answer(self.value(scores), allowed)
+
+    def tally(self, scores: Tensor, batch: Batch) -> Tensor:
+        """[sum over the rows of the mean squared error over the row's outputs]."""
+        known, target = (part.double() for part in _dense(scores, batch))
+        errors = (self.value(scores.double()) - target).square() * known
+        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()[None]
+
+    def grade(self, tally: Tensor, rows: int) -> float:
+        """1 - RMSE / (high - low), in [0, 1]."""
+        return 1 - math.sqrt(float(tally[0]) / rows) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Ranking(MultiLabel):
+    """Pairs of items: Bayesian personalised ranking (Rendle et al. 2009), loss = -log sigmoid(s) where y is 1.
+
+    A row's score s is the score of one item less that of another (see `models.ratings`), y is 1 where the first is to
+    stand before the second, 0 where after it. p(y = 1) = sigmoid(s) is the likelihood, that of one label, so that loss,
+    Fisher and MAS are those of a label. Grade: the share of pairs in the right order (AUC), a tie being half right.
+    """
+
+    name: str = "ranking"
+    measure: str = "AUC"
+
+    def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        """Scores as they are, to sort by: of single items, they mean nothing by themselves."""
+        return scores if allowed is None else scores * allowed
+
+    def tally(self, scores: Tensor, batch: Batch) -> Tensor:
+        """[sum over the rows of the share of pairs in the right order]."""
+        known, target = _dense(scores, batch)
+        right = ((scores > 0) == (target > 0.5)).double().where(scores != 0, 0.5) * known
+        return (right.sum(1) / known.sum(1).clamp(min=1)).sum()[None]
+
+    def grade(self, tally: Tensor, rows: int) -> float:
+        """AUC, in [0, 1]."""
+        return float(tally[0]) / rows
+
+
+OBJECTIVES: dict[str, Objective] = {
+    o.name: o for o in (Classification(), MultiLabel(), Regression(), Rating(), Ranking())
+}
+NUMERIC = ("regression", "rating", "ranking")  # their answers are numbers, not labels
+
+
+def named(name: str) -> Objective:
+    """The objective of that name; "rating:0:10" is "rating" from 0 to 10 instead of 1 to 5. ValueError for another."""
+    kind, *bounds = name.split(":")
+    if kind != "rating" or not bounds:
+        one_of("objective", name, OBJECTIVES)
+        return OBJECTIVES[name]
+    try:
+        low, high = map(float, bounds)
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f'objective is {name!r}; bounds are written "rating:1:5", the lower first')
+    return Rating(low=low, high=high)
 
 
 def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:

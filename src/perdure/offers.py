@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure import answers, structure
+from perdure import answers, optim, structure
 from perdure.data import Batch, Rows, column_map
 from perdure.host import HostBase
 from perdure.labels import Labels
 from perdure.training import Cost, Settings, Stopper
+
+MET_ROWS = 65_536  # at a time
 
 
 class Offers(HostBase):
@@ -78,6 +80,22 @@ class Offers(HostBase):
         row = answers.convert(rows.read(torch.zeros(1, dtype=torch.long)), self.device)
         self.clock.row_cost = structure.multiply_adds(self.model, row)
         self.clock.back_cost = structure.differentiated(self.model, row)
+
+    def meet(self, rows: Rows) -> None:
+        """Shows rows about to be learnt to a model that opens vectors for new ids: see `models.ratings`."""
+        meet, before = getattr(self.model, "meet", None), {id(p) for p in self.model.parameters()}
+        if callable(meet):
+            for start in range(0, len(rows), MET_ROWS):
+                x = rows.read(slice(start, start + MET_ROWS))
+                meet(answers.convert(x, self.device), self.generator("growth", "cpu"))
+            optim.join(self.optimizer, self.model, before)
+
+    def reopen(self, weights: dict[str, Tensor]) -> None:
+        """Makes room in such a model for the ids that a state has."""
+        reopen, before = getattr(self.model, "reopen", None), {id(p) for p in self.model.parameters()}
+        if callable(reopen):
+            reopen(weights)
+            optim.join(self.optimizer, self.model, before)
 
     def judge_anew(self) -> None:
         """For the stopper: what was graded so far no longer counts."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perdure.data import Batch, Label, Rows
-from perdure.objective import OBJECTIVES, FisherKind, Objective
+from perdure.objective import OBJECTIVES, FisherKind, Objective, named
 from perdure.sources import Array, array, class_names
 from perdure.spelling import one_of
 
@@ -167,6 +167,10 @@ class Several:
         own = scores.gather(1, self._columns(batch))
         return self._home(scores, batch, own, own, slice(None))
 
+    def sensitivity(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Twice the scores that concern a row: an answer is its raw score (Aljundi et al. 2018)."""
+        return 2 * self.concerned(scores, batch)
+
     def answer(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
         """Each part's answers, for every task with a head of its own; 0 in columns that are not allowed."""
         heads = scores.view(-1, self.width)
@@ -241,8 +245,7 @@ def goal(said: str | Mapping[str, Any] | Several) -> Objective:
     if isinstance(said, Mapping):
         parts = said.get("parts", [])
         return Several({p[0]: (p[1], p[2]) for p in parts}, weights={p[0]: p[3] for p in parts})
-    one_of("objective", said, OBJECTIVES)
-    return OBJECTIVES[said]
+    return named(said)
 
 
 def recorded(said: str | Mapping[str, Any] | Several) -> str | dict[str, Any]:

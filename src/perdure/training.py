@@ -16,7 +16,7 @@ from perdure.clock import Clock
 from perdure.data import Rows, Task, chunks
 from perdure.labels import SCENARIOS
 from perdure.method import memory
-from perdure.objective import Objective
+from perdure.objective import NUMERIC, Objective
 from perdure.optim import Schedule
 from perdure.seeds import seeded
 from perdure.several import goal
@@ -58,7 +58,7 @@ class Settings:
                 raise ValueError("patience needs validation rows: set validation=0.1, or another share of each task")
         if self.heads == "shared" and self.scenario != "task":
             raise ValueError(f'heads="shared" is for scenario "task"; scenario {self.scenario!r} has one head already')
-        if self.scenario == "class" and self.goal.name in ("regression", "several"):
+        if self.scenario == "class" and self.goal.name in (*NUMERIC, "several"):
             raise ValueError(f'{self.goal.name} has no classes to add: use scenario "domain" or "task"')
         if self.heads == "shared" and self.goal.name == "several":
             raise ValueError('several objectives have a head a task, or are learnt in scenario "domain"')

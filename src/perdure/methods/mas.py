@@ -16,8 +16,8 @@ class MAS(RowQuadratic):
     """Memory aware synapses (Aljundi et al. 2018).
 
     loss + strength / 2 * sum_i Omega_i (theta_i - theta*_i)^2, Omega_i = E_x |d ||s(x)||^2 / d theta_i|, where s are
-    the raw scores of the classes that concern the row (the paper's lambda is strength / 2). Omega sums over the
-    tasks; theta* are the latest weights. The absolute value is taken per example, before the mean.
+    the raw scores of the classes that concern the row, or its ratings (the paper's lambda is strength / 2). Omega sums
+    over the tasks; theta* are the latest weights. The absolute value is taken per example, before the mean.
 
     Use it like EWC; also where the rows to consolidate on have no labels.
     """
@@ -34,5 +34,5 @@ class MAS(RowQuadratic):
         """Mean absolute gradient of the squared length of the scores, over `rows` random rows of the task."""
         objective = host.objective
         return self.importances(
-            host, task, "absolute", lambda scores, batch: iter([2 * objective.concerned(scores, batch)])
+            host, task, "absolute", lambda scores, batch: iter([objective.sensitivity(scores, batch)])
         )

@@ -8,6 +8,7 @@ from perdure.models.head import Head, Network
 from perdure.models.mlp import mlp
 from perdure.models.modes import aside, evaluating
 from perdure.models.modular import Modular
+from perdure.models.ratings import Ratings, ratings
 from perdure.models.resnet import resnet18
 from perdure.models.table import CHOSEN, MODELS, build, initialise, untouched
 from perdure.models.tabular import tabular
@@ -24,6 +25,7 @@ __all__ = [
     "Head",
     "Modular",
     "Network",
+    "Ratings",
     "adapt",
     "aside",
     "build",
@@ -32,6 +34,7 @@ __all__ = [
     "evaluating",
     "initialise",
     "mlp",
+    "ratings",
     "resnet18",
     "tabular",
     "text",

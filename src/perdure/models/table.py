@@ -12,6 +12,7 @@ from perdure.models.convnet import convnet
 from perdure.models.head import own_seed
 from perdure.models.mlp import mlp
 from perdure.models.modular import Modular
+from perdure.models.ratings import ratings
 from perdure.models.resnet import resnet18
 from perdure.models.tabular import tabular
 from perdure.models.text import text
@@ -22,6 +23,7 @@ CHOSEN: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp, "
 BROUGHT: dict[str, Callable[..., nn.Module]] = {
     "columns": columns,
     "modular": Modular,
+    "ratings": ratings,
     "tabular": tabular,
     "text": text,
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from perdure import checkpoint
+from perdure.data import Rows
 from perdure.store.exams import thinned
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ def texts(labels: Sequence[int | str]) -> Said:
 
 def answers(learner: Learner, recipe: Recipe, table: pyarrow.Table) -> list[Any]:
     """The label that the learner gives each row."""
-    said = learner.predict(recipe.rows(table, labelled=False))
+    return given(learner, recipe.rows(table, labelled=False))
+
+
+def given(learner: Learner, rows: Rows) -> list[Any]:
+    """The label that the learner gives each row, as the network takes them."""
+    said = learner.predict(rows)
     return said.tolist() if isinstance(said, Tensor) else said
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -27,6 +27,10 @@ Test = tuple[str, Reference, Right, Right]  # what, against whom, the candidate'
 SMALLEST_EXAM, SMALLEST_CLASS = 100, 30  # rows; what is smaller is judged together
 POOLED = "small exams together"
 RARE = "rare labels together"
+OF_LABELS = ("label ", RARE)
+LOST = (
+    0.5  # drop of a label on drawn rows that shows that it is lost: a share of them may move by chance of the drawing
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Rules:
     """What a candidate must hold to.
 
     tolerance     largest drop of accuracy on an exam, a share: 0.02 is two points
+    drawn         the same on an exam that was drawn from statistics, where no rows are kept: such rows exaggerate
     level         of all tests together: the chance that a candidate as good as the reference is refused by them
     when_unsure   what becomes of a drop that is too large and may be chance: "promote" (with a warning), or "refuse"
     gain          smallest gain of accuracy on the newest exam over the version in production; None: none asked
@@ -43,6 +48,7 @@ class Rules:
     """
 
     tolerance: float = 0.02
+    drawn: float = 0.1
     level: float = 0.05
     when_unsure: Literal["promote", "refuse"] = "promote"
     gain: float | None = None
@@ -52,7 +58,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         one_of("when_unsure", self.when_unsure, ("promote", "refuse"))
-        for name in ("tolerance", "level", "flips"):
+        for name in ("tolerance", "drawn", "level", "flips"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share, from 0 to 1 (0.02 is two points)")
@@ -128,9 +134,15 @@ def decide(
     newest: str | None = None,
     size: int = 0,
     milliseconds: float = 0.0,
+    drawn: Sequence[Sitting] = (),
 ) -> Decision:
-    """The gate's decision. `newest` names the exam of the new data, where there is one."""
-    findings = judged(sittings, rules)
+    """The gate's decision. `newest` names the exam of the new data, where there is one; `drawn` are of no real rows.
+
+    Both kinds of exams are judged by themselves, each at half the level where there are both.
+    """
+    each = replace(rules, level=rules.level / 2) if drawn else rules
+    loose = replace(each, tolerance=max(rules.tolerance, rules.drawn))
+    findings = judged(sittings, each) + judged(drawn, loose, labels=max(loose.tolerance, LOST))
     refusals = [sentence(found) for found in findings if found.verdict == "worse"]
     unsure = [sentence(found) for found in findings if found.verdict == "cannot tell"]
     if rules.when_unsure == "refuse":
@@ -139,13 +151,14 @@ def decide(
     return Decision(not refusals, findings, refusals, [] if rules.when_unsure == "refuse" else unsure)
 
 
-def judged(sittings: Sequence[Sitting], rules: Rules) -> list[Finding]:
+def judged(sittings: Sequence[Sitting], rules: Rules, labels: float | None = None) -> list[Finding]:
     """Every exam and every label against both references, by one-sided exact McNemar tests with Holm's adjustment.
 
     A unit is worse where it drops by more than the tolerance and the adjusted p is below the level. Exams of fewer than
     100 rows are judged together, so are labels of fewer than 30, all exams taken together. To a label belong its rows
     and those that the reference took for it: one that gives a label too often has all its rows right, and whoever gives
     it less often would be refused for ever. Rows of labels that are not known yet belong to their own alone.
+    `labels` is the tolerance for labels, where it is another one.
     """
     tests: list[Test] = []
     whole = _joined(sittings)
@@ -157,7 +170,7 @@ def judged(sittings: Sequence[Sitting], rules: Rules) -> list[Finding]:
     findings = []
     for (what, against, candidate, reference), p in zip(tests, holm(raw), strict=True):
         drop = float(reference.mean() - candidate.mean())
-        large = drop > rules.tolerance
+        large = drop > (rules.tolerance if labels is None or not what.startswith(OF_LABELS) else labels)
         verdict: Literal["kept", "worse", "cannot tell"] = "kept"
         if large:
             verdict = "worse" if p < rules.level else "cannot tell"

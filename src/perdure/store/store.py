@@ -19,9 +19,10 @@ from perdure.recipes.recipe import Recipe
 from perdure.store import exams as marks
 from perdure.store import gate
 from perdure.store.arrival import Arrival, arrive, whole
-from perdure.store.exam import Answers, Exam, sit, truth
+from perdure.store.drawn import Drawn
+from perdure.store.exam import Answers, Exam, Said
 from perdure.store.folder import FORMAT, MOVED, Folder, StoreError
-from perdure.store.update import Answerer, Outcome, first, judge, learnt, shift
+from perdure.store.update import Answerer, Outcome, answered, first, judge, learnt, shift
 from perdure.store.version import Version
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ ROOT = "store"
 MEMORY = "20 MB"
 
 
-def default_method(keep_rows: bool) -> Method:
-    """Replay with distillation, capped in bytes; EWC where old rows may not be kept."""
-    return methods.DERpp(capacity=MEMORY, policy="balanced") if keep_rows else methods.EWC()
+def default_method(keep_rows: bool, recipe: Recipe) -> Method:
+    """Replay with distillation, capped in bytes; where old rows may not be kept, SLDA on a frozen body, else EWC."""
+    if keep_rows:
+        return methods.DERpp(capacity=MEMORY, policy="balanced")
+    return methods.SLDA() if recipe.frozen else methods.EWC()
 
 
 class Store:
@@ -89,7 +92,7 @@ class Store:
         Raises StoreError for a store that is there already, RefusedError for data that cannot be learnt. Stopped, the
         same call goes on.
         """
-        chosen = default_method(keep_rows) if method is None else method
+        chosen = default_method(keep_rows, recipe) if method is None else method
         _refuse_kept_rows(chosen, keep_rows)
         if data is None and build is None:
             raise StoreError("a store begins with data to learn, or with a trained network: pass data or build")
@@ -143,7 +146,7 @@ class Store:
             if not recipe.kind:
                 recipe.fit(arrival.learn)
             incumbent = None if learner is None else Answerer(learner, deepcopy(recipe))
-            odd = None if incumbent is None or accept_shift else self._shift(arrival, incumbent)
+            odd = None if incumbent is None or accept_shift else shift(self, parent, arrival, incumbent)
             if odd is not None:
                 self.folder.note("held", None, [odd])
                 return Outcome("held", None, [odd], notes)
@@ -245,25 +248,31 @@ class Store:
         versions = {number: Version.open(self.folder, number) for number in (one, other)}
         found = {number: self.answerer(number) for number in versions}
         exams = self.exams()
-        right = {}
+        said: dict[int, dict[str, Said]] = {}
+        labels: dict[str, Said] = {}
         for number, who in found.items():
-            said = sit(exams, who.learner, who.recipe)
-            right[number] = {exam.name: said[exam.name] == truth(exam, who.recipe) for exam in exams}
+            said[number], labels = answered(self, exams, None, who)
+        right = {number: {name: said[number][name] == labels[name] for name in labels} for number in versions}
         rows = [
             {
-                "exam": exam.name,
-                "rows": len(exam),
-                "accuracy": [float(right[number][exam.name].mean()) if len(exam) else None for number in (one, other)],
-                "lost": int((right[one][exam.name] & ~right[other][exam.name]).sum()),
-                "gained": int((~right[one][exam.name] & right[other][exam.name]).sum()),
+                "exam": name,
+                "rows": len(labels[name]),
+                "accuracy": [float(right[n][name].mean()) if len(labels[name]) else None for n in (one, other)],
+                "lost": int((right[one][name] & ~right[other][name]).sum()),
+                "gained": int((~right[one][name] & right[other][name]).sum()),
             }
-            for exam in exams
+            for name in labels
         ]
         return {"versions": [one, other], "exams": rows, "bytes": [versions[n].card["bytes"] for n in (one, other)]}
 
     def exams(self) -> list[Exam]:
         """The exams of all versions that were ever in production, in their order."""
         return [exam for number in self.folder.promoted() for exam in Version.open(self.folder, number).exams()]
+
+    def drawn(self) -> list[Drawn]:
+        """The statistics that stand for exams, where no rows are kept."""
+        found = [Version.open(self.folder, number).drawn() for number in self.folder.promoted()]
+        return [drawn for drawn in found if drawn is not None]
 
     def answers(self) -> list[Answers]:
         """What each version that was ever in production answered when it was made."""
@@ -273,9 +282,13 @@ class Store:
         """What this store cannot promise, as sentences."""
         if self.settings["keep_rows"]:
             return []
-        off = ["no rows are kept: the gate judges on the newest rows before they are dropped, and on exams you bring"]
+        off = [
+            "no rows are kept: the gate judges on the newest rows before they are dropped, on rows drawn from what was "
+            "counted of each label, and on exams you bring",
+            "nothing tells whether new inputs differ from those that were learnt (perdure check)",
+        ]
         if not any(" " in exam.name for exam in self.exams()):
-            off.append("no exam was brought: nothing proves that earlier updates are not forgotten")
+            off.append("no exam was brought: that earlier updates are not forgotten is shown on drawn rows only")
         return off
 
     def own_network(self) -> nn.Module | None:
@@ -304,10 +317,6 @@ class Store:
             return None
         notes = [*found, f"these rows were learnt already, in version {number}", *card["warnings"]]
         return Outcome(kind, number, card["decision"]["refusals"], notes, card)
-
-    def _shift(self, arrival: Arrival, incumbent: Answerer) -> str | None:
-        exams = [exam for exam in self.exams() if " " not in exam.name] or self.exams()
-        return shift(arrival, incumbent, exams[-1]) if exams else None
 
     def _begin(self, exams: Mapping[str, Any]) -> Outcome:
         """The first version: the user's network as it is, and what it is examined with."""

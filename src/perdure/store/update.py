@@ -15,7 +15,8 @@ from perdure.learner import Learner
 from perdure.recipes.recipe import Recipe
 from perdure.store import gate, suspicion, version
 from perdure.store.arrival import Arrival
-from perdure.store.exam import Answers, Exam, Said, answers, kept, sit, truth
+from perdure.store.drawn import Drawn
+from perdure.store.exam import Answers, Exam, Said, answers, given, kept, sit, texts, truth
 from perdure.store.folder import now
 from perdure.store.version import Version
 
@@ -45,18 +46,27 @@ class Answerer:
     recipe: Recipe
 
 
-def shift(arrival: Arrival, incumbent: Answerer, exam: Exam) -> str | None:
-    """A sentence, where the version in production agrees much less with the new rows than with its last exam's."""
+def shift(store: Store, parent: Version | None, arrival: Arrival, incumbent: Answerer) -> str | None:
+    """A sentence, where labels or the world seem to have changed: see `suspicion`."""
     known = set(incumbent.learner.classes)
+    odd = suspicion.scattered(arrival.labels, {str(label) for label in known})
+    if odd is not None:
+        return odd
 
-    def agreement(table: Any, most: int) -> suspicion.Agreement:
+    def agreement(table: Any) -> suspicion.Agreement:
         labels = incumbent.recipe.labels(table)
         rows = [row for row, label in enumerate(labels) if label in known]
-        rows = rows[:: max(1, len(rows) // most)]
+        rows = rows[:: max(1, len(rows) // ASKED)]
         said = answers(incumbent.learner, incumbent.recipe, table.take(rows)) if rows else []
         return suspicion.Agreement(sum(a == labels[row] for a, row in zip(said, rows, strict=True)), len(rows))
 
-    return suspicion.shifted(agreement(arrival.learn, ASKED), agreement(exam.table, ASKED))
+    exams = store.exams()
+    own = [exam for exam in exams if " " not in exam.name]
+    sat = None if own or parent is None else parent.own_grade()
+    if sat is not None:
+        return suspicion.shifted(agreement(arrival.learn), suspicion.Agreement(*sat))
+    last = (own or exams)[-1:]
+    return suspicion.shifted(agreement(arrival.learn), agreement(last[0].table)) if last else None
 
 
 def learnt(
@@ -115,27 +125,55 @@ def judge(
     store: Store, arrival: Arrival, candidate: Answerer, incumbent: Answerer | None, before: dict[str, Any], number: int
 ) -> Outcome:
     """Sits all exams, decides, writes the version and does what was decided. A first version is always promoted."""
-    exams = [*store.exams(), *arrival.exams]
+    exams, drawn = [*store.exams(), *arrival.exams], counted(store, arrival, candidate.recipe, number)
     rows = kept(exams)
     asked = [exam.select(rows[exam.name]) for exam in exams]
-    said = sit(asked, candidate.learner, candidate.recipe)
-    past = said if incumbent is None else sit(asked, incumbent.learner, incumbent.recipe)
-    labels = {exam.name: truth(exam, candidate.recipe) for exam in asked}
+    said, labels = answered(store, asked, drawn, candidate)
+    past = said if incumbent is None else answered(store, asked, drawn, incumbent)[0]
+    rows |= {name: list(range(len(labels[name]))) for name in labels if name not in rows}
     best = {name: _best(store, name, rows[name], past[name], labels[name]) for name in labels}
     known = [str(label) for label in (incumbent or candidate).learner.classes]
-    sittings = [gate.sitting(name, labels[name], said[name], past[name], best[name], known) for name in labels]
+    sat = {name: gate.sitting(name, labels[name], said[name], past[name], best[name], known) for name in labels}
+    # What was drawn from the new rows themselves is for later updates: these rows are here, and judge better.
+    made = [sat[found.name] for found in store.drawn() if found.name in sat]
+    sittings = [sat[exam.name] for exam in asked]
     size, milliseconds = tensor_bytes(candidate.learner.model.state_dict()), _milliseconds(candidate, asked)
     newest = None if incumbent is None or arrival.own is None else arrival.own.name
-    decision = gate.decide(sittings, store.rules, newest, size, milliseconds)
+    decision = gate.decide(sittings, store.rules, newest, size, milliseconds, made)
     if incumbent is None:
         decision = gate.Decision(True, decision.findings)
-    card = _card(store, arrival, candidate, before, sittings, decision) | {"bytes": size, "milliseconds": milliseconds}
+    card = _card(store, arrival, candidate, before, [*sittings, *made], decision) | {
+        "bytes": size,
+        "milliseconds": milliseconds,
+    }
     stored = arrival.exams if store.settings["keep_rows"] else arrival.brought
-    left = Answers({exam.name: rows[exam.name] for exam in asked}, said)
-    version.write(store.folder, number, candidate.learner, candidate.recipe, stored, left, card)
+    left = Answers(rows, said)
+    version.write(store.folder, number, candidate.learner, candidate.recipe, stored, drawn, left, card)
     store.folder.decide(number, decision.promote, decision.refusals)
     kind: Literal["promoted", "refused"] = "promoted" if decision.promote else "refused"
     return Outcome(kind, number, decision.refusals, card["warnings"], card)
+
+
+def counted(store: Store, arrival: Arrival, recipe: Recipe, number: int) -> Drawn | None:
+    """The statistics of all new rows, where none may be kept."""
+    if store.settings["keep_rows"] or arrival.learn is None:
+        return None
+    import pyarrow
+
+    table = pyarrow.concat_tables([arrival.learn, *([] if arrival.own is None else [arrival.own.table])])
+    return Drawn.of(f"{number:04d}", recipe.rows(table, labelled=False), recipe.labels(table))
+
+
+def answered(
+    store: Store, exams: list[Exam], new: Drawn | None, who: Answerer
+) -> tuple[dict[str, Said], dict[str, Said]]:
+    """What is answered to every exam, those of rows and those that are drawn, and what would be right."""
+    said, labels = sit(exams, who.learner, who.recipe), {exam.name: truth(exam, who.recipe) for exam in exams}
+    for drawn in [*store.drawn(), *([] if new is None else [new])]:
+        if len(drawn):
+            rows, right = drawn.draw(store.settings["key"])
+            said[drawn.name], labels[drawn.name] = texts(given(who.learner, rows)), texts(right)
+    return said, labels
 
 
 def _card(
@@ -157,6 +195,7 @@ def _card(
         "perdure": perdure.__version__,
         "data": data,
         "settings": {key: store.settings[key] for key in ("recipe", "method", "training", "rules")},
+        "pins": candidate.recipe.pins(),
         "classes": candidate.learner.classes,
         "exams": [_grades(sitting) for sitting in sittings],
         "decision": {"promote": decision.promote, "refusals": decision.refusals},

@@ -15,11 +15,12 @@ from perdure import checkpoint, recipes, sealed
 from perdure.checkpoint import CheckpointError
 from perdure.learner import Learner
 from perdure.recipes.recipe import Recipe
+from perdure.store.drawn import Drawn
 from perdure.store.exam import Answers, Exam
 from perdure.store.folder import Folder
 
 LEARNER, RECIPE, ANSWERS, CARD = "learner.perdure", "recipe.perdure", "answers.perdure", "card.json"
-OWN_EXAM = "exam.perdure"
+OWN_EXAM, DRAWN = "exam.perdure", "drawn.perdure"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,22 @@ class Version:
         """The exams that came with it: its own, and those that the user brought."""
         return [Exam.read(self._checked(name)) for name in self.card["files"] if name.startswith("exam")]
 
+    def drawn(self) -> Drawn | None:
+        """The statistics of the rows that it learnt, where none may be kept."""
+        if DRAWN not in self.card["files"]:
+            return None
+        return Drawn.read(checkpoint.read(self._checked(DRAWN), "drawn"))
+
     def answers(self) -> Answers:
         """Its answers to all exams when it was made."""
         return Answers.of(checkpoint.read(self._checked(ANSWERS), "answers"))
+
+    def own_grade(self) -> tuple[int, int] | None:
+        """How many rows of its own exam it answered rightly, of how many; the card knows when the rows are gone."""
+        for exam in self.card["exams"]:
+            if exam["exam"] == f"{self.number:04d}" and exam["rows"]:
+                return round(exam["candidate"] * exam["rows"]), exam["rows"]
+        return None
 
     def check(self) -> None:
         """Raises CheckpointError unless every file is the one that was written."""
@@ -79,6 +93,7 @@ def write(
     learner: Learner,
     recipe: Recipe,
     exams: Sequence[Exam],
+    drawn: Drawn | None,
     answers: Answers,
     card: Mapping[str, Any],
 ) -> None:
@@ -91,6 +106,8 @@ def write(
     checkpoint.write(half / RECIPE, {"settings": recipe.settings(), "state": recipe.state()}, "recipe")
     for index, exam in enumerate(exams):
         exam.write(half / (OWN_EXAM if index == 0 else f"exam-{index}.perdure"))
+    if drawn is not None:
+        checkpoint.write(half / DRAWN, drawn.tree(), "drawn")
     checkpoint.write(half / ANSWERS, answers.tree(), "answers")
     files = {found.name: sealed.file_digest(found) for found in sorted(half.iterdir())}
     sealed.write(half / CARD, {**card, "version": number, "files": files})
