@@ -7,10 +7,11 @@ import torch
 
 from perdure import Stream, Task, cli, methods, models
 from perdure.experiment import rehearse, trials
-from perdure.experiment.advise import RULES, advise
-from perdure.experiment.asked import of_table, size
+from perdure.experiment.advise import RULES, _chosen, advise
+from perdure.experiment.asked import of_tables, size
 from perdure.experiment.candidates import CAPACITY, Needs, candidates
 from perdure.experiment.settings import RequestError
+from perdure.experiment.trials import Tried
 
 
 def task(labels=2, n=120, width=8, seed=0):
@@ -123,11 +124,27 @@ def test_new_labels_and_rows_that_may_be_kept_give_a_method_that_keeps_them():
     reached = {found.label: found.accuracy for found in advice.tried}
     assert advice.method().keeps_rows if not isinstance(advice.method(), methods.Compose) else True
     assert reached[advice.label] > reached["finetune"] + 0.1
-    assert reached[advice.label] >= max(reached.values()) - 0.0101
+    assert reached[advice.label] >= max(reached.values()) - 0.08  # a standard error of 40 held-out rows
     said = str(advice)
     assert said.startswith(f"take {advice.label}: ") and "labels taken for new ones" in said
     assert "slda: it trains no body" in said and "Pieces of one task are not the stream to come" in said
     assert methods.build(json.loads(said.splitlines()[0].partition(": ")[2])).settings()
+
+
+def test_of_those_as_good_as_the_best_but_for_noise_the_cheapest_is_taken():
+    def tried(label, accuracy, work, refused=""):
+        return Tried(label, {"name": "ewc"}, accuracy, 0.0, 0.1, 1.0, 0, work, 1, refused)
+
+    found = [tried("finetune", 0.5, 1), tried("dear", 0.90, 9), tried("cheap", 0.885, 2), tried("bad", 0.85, 1)]
+    said = [_chosen(Needs("class"), found, [], "", rows) for rows in (10_000, 400, 30)]
+    assert [advice.label for advice in said] == [
+        "dear",
+        "cheap",
+        "bad",
+    ]  # errors of 0.3 (1 at least), 1.5 and 5.5 points
+    assert "On 400 held-out rows 1.5 points are noise" in str(said[1]) and "too: dear" in str(said[1])
+    found[1] = tried("dear", 0.90, 9, refused="it keeps too much")
+    assert _chosen(Needs("class"), found, [], "", 10_000).label == "cheap"
 
 
 def test_where_nothing_can_help_the_advice_says_so():
@@ -170,8 +187,8 @@ def test_tasks_that_came_so_far_are_tried_on_instead_of_pieces():
     advice = quick(three[0], Needs("domain", keep=False), steps=20, known=known)
     assert advice.tried and "pieces" not in " ".join(advice.why)
     same = Stream([Task(three[0].train, three[0].train.select(range(24)), name=str(i)) for i in range(3)])
-    rule = quick(three[0], Needs("domain"), known=same)
-    assert rule.label == "replay" and "One task alone" not in str(rule) and "no measurement" in str(rule)
+    enough = quick(three[0], Needs("domain", keep=False), known=same)
+    assert enough.label == "finetune" and "Little is forgotten so far" in str(enough)
 
 
 def test_a_trial_that_is_stopped_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):
@@ -197,6 +214,21 @@ def test_a_trial_that_is_stopped_goes_on_and_another_one_is_refused(tmp_path, mo
     ]
     with pytest.raises(RequestError, match="holds another advice"):
         quick(task(seed=1), needs, 2, out=tmp_path / "parts")
+
+
+def test_in_a_trial_a_memory_is_as_small_as_the_pieces_are(monkeypatch):
+    seen = []
+
+    def learn(self, spec, stream, seed):
+        seen.append(spec)
+        return {"accuracy": 0.5, "forgetting": 0.5, "seconds_a_step": 0.0, "memory": 0, "work": 1}
+
+    monkeypatch.setattr(trials.Trial, "_learn", learn)
+    advice = quick(task(), Needs("class"))
+    assert {spec["capacity"] for spec in seen if spec.get("name") in ("replay", "er-ace")} == {
+        round(CAPACITY * 64 / 240)
+    }
+    assert next(found for found in advice.tried if found.label == "replay").spec["capacity"] == CAPACITY
 
 
 def test_time_for_the_trial_ends_it_with_what_was_tried():
@@ -229,6 +261,17 @@ def test_the_command_answers_in_plain_words(table, tmp_path, capsys):
     assert (tmp_path / "out" / "trials.json").exists()
 
 
+def test_tables_that_came_after_one_another_are_the_stream_to_try_on(table, tmp_path):
+    import pyarrow.parquet
+
+    later = pyarrow.parquet.read_table(table)
+    pyarrow.parquet.write_table(later.slice(0, 60), tmp_path / "later.parquet")
+    asked = of_tables([table, tmp_path / "later.parquet"], "ill")
+    assert [part.name for part in asked.known] == ["patients", "later"]
+    assert [len(part.train) + len(part.test) for part in asked.known] == [120, 60]
+    assert len(asked.first.train) == 120 and asked.first.test is None
+
+
 def test_a_request_that_cannot_be_is_refused_in_a_sentence(table, capsys):
     for words, reason in [
         (["advise"], "say what is to be learnt"),
@@ -246,6 +289,7 @@ def test_sizes_are_read():
 
 
 def test_a_table_becomes_the_first_task_by_its_recipe(table):
-    asked = of_table(table, "ill")
+    asked = of_tables([table], "ill")
     assert asked.first.classes == ("no", "yes") and asked.training["epochs"] == 30
+    assert asked.known is None
     assert asked.model().features(asked.first.train.read(slice(0, 2))).shape[0] == 2

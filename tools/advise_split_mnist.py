@@ -1,6 +1,6 @@
 """What `advise` chooses on Split MNIST, beside every fixed method of the published table: docs/advise.md.
 
-    python tools/advise_split_mnist.py runs/advise-split results/tables/split-mnist/results.json
+    python tools/advise_split_mnist.py runs/advise-split results/tables/split-mnist/results.json ["first three"]
 
 The trial reads train rows of the first task, or of the first three; the fixed methods are those of the table (2 000
 steps a task, three seeds). A choice that the table has not is run here in its protocol. Stopped, it goes on.
@@ -63,8 +63,8 @@ out, table = Path(sys.argv[1]), fixed(Path(sys.argv[2]))
 stream = streams.split(datasets.mnist(), tasks=5)
 print("| what comes | rows kept | tried on | advice | reaches | best allowed | fine-tuning | rank |")
 print("|---|---|---|---|---|---|---|---|")
-for on in ("first task", "first three"):
-    for scenario in ("class", "domain", "task"):
+for on in sys.argv[3:] or ("first task", "first three"):
+    for scenario in ("task", "domain", "class"):
         for keep in (True, False):
             needs = Needs(scenario, keep, MEMORY if keep else None)
             place = out / f"{on}-{scenario}-{'rows' if keep else 'none'}".replace(" ", "-")

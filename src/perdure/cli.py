@@ -118,7 +118,7 @@ def _add_proofs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_advice(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     advice = commands.add_parser("advise", help="which method, from a short trial", description=_advise.__doc__)
     advice.add_argument("experiment", type=Path, nargs="?", help="a TOML file, of which the first task is taken")
-    advice.add_argument("--data", type=Path, metavar="FILE", help="a table instead: what is to be learnt first")
+    advice.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="tables instead, in the order of coming")
     advice.add_argument("--label", default="label", metavar="COLUMN", help="the table's column of labels")
     advice.add_argument("--text", metavar="COLUMN", help="the table's column of texts, where it has one")
     advice.add_argument("--recipe", metavar="NAME", help="as in `perdure list recipes`; guessed unless given")
@@ -251,7 +251,7 @@ def _advise(arguments: argparse.Namespace) -> int:
     if arguments.data is None:
         about = asked.of_plan(load(arguments.experiment, arguments.set), arguments.on)
     else:
-        about = asked.of_table(arguments.data, arguments.label, arguments.recipe, arguments.text)
+        about = asked.of_tables(arguments.data, arguments.label, arguments.recipe, arguments.text)
     build = cli_store.built(arguments)
     if arguments.pretrained and build is None:
         raise RequestError("--pretrained needs --build MODULE:FUNCTION, which makes your trained network")

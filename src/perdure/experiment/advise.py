@@ -22,7 +22,7 @@ from perdure.streams import Stream
 
 LEAST_FORGETTING = 0.05  # of fine-tuning, for a trial to tell methods apart
 CLOSE = 0.05  # of the best: such candidates are tried with every seed
-NEAR = 0.01  # of the best: such candidates are taken to be as good
+NEAR = 0.01  # of the best, or a standard error: such candidates are taken to be as good
 
 # What is proposed where no trial can tell: as the README's table has it.
 RULES = {
@@ -85,16 +85,16 @@ def advise(
     out       a folder that keeps what was tried: stopped, the same call goes on
 
     Each candidate learns a stream of three pieces of the first task, those within 5 points of the best with every seed;
-    of those that keep within `needs` and are within a point of the best, the cheapest is proposed. A memory is as
-    small in the trial as the pieces are. Where nothing forgets in the trial, it cannot tell, and a rule decides; the
-    advice says so. Raises RequestError where no learner can be made.
+    of those that keep within `needs` and are as good as the best but for noise, the cheapest is proposed. A memory is
+    as small in the trial as the pieces are. Where plain training forgets nothing of the pieces, they cannot tell, and a
+    rule decides; the advice says so. Raises RequestError where no learner can be made.
     """
     trial = Trial(first, model, needs, dict(training or {}), steps, rows, time.monotonic() + seconds, say)
     chosen, left_out = candidates(needs, first.train)
     with trial.remembered(out):
         plain, stream, words = _forgetful(trial, chosen[0], seeds, known)
         if plain is None or stream is None:
-            return _by_rule(needs, chosen, left_out, words, known is None)
+            return _by_rule(needs, chosen, left_out, words)
         tried = [plain]
         for candidate in chosen[1:]:
             found = _attempt(trial, candidate, stream, seeds[:1], left_out)
@@ -104,7 +104,7 @@ def advise(
             if place and not found.refused and found.accuracy >= best - CLOSE and len(seeds) > 1:
                 again = _attempt(trial, trial.candidates[found.label], stream, seeds, [])
                 tried[place] = again or found
-    return _chosen(needs, tried, left_out, words)
+    return _chosen(needs, tried, left_out, words, sum(len(task.test or ()) for task in stream))
 
 
 def _attempt(
@@ -133,7 +133,7 @@ def _forgetful(
         for stream in pieces if known is None else [known]:
             found = trial.of(finetune, stream, seeds)
             lost = f"{100 * found.forgetting:.1f} points"
-            if found.forgetting >= LEAST_FORGETTING:
+            if known is not None or found.forgetting >= LEAST_FORGETTING:
                 seen.append(f"Tried on: {stream.description} Plain training forgets {lost} there.")
                 return found, stream, " ".join(seen)
             seen.append(f"Not on: {stream.description} Plain training forgets only {lost} there.")
@@ -142,9 +142,7 @@ def _forgetful(
     return None, None, " ".join(seen)
 
 
-def _by_rule(
-    needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str, one: bool
-) -> Advice:
+def _by_rule(needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str) -> Advice:
     rules = [RULES["trained"]] if needs.trained else []
     rules += [RULES["keep"]] if needs.keep else []
     order = [label for rule in [*rules, RULES[needs.scenario], ("finetune",)] for label in rule]
@@ -152,34 +150,39 @@ def _by_rule(
     label = next(label for label in order if label in known)
     why = [
         words,
-        "So this is a rule and no measurement: what serves most streams of this kind. "
-        + (
-            "One task alone often shows no forgetting: ask again when three are there (--on first-three)."
-            if one
-            else ""
-        ),
+        "So this is a rule and no measurement: what serves most streams of this kind. One task alone often shows no "
+        "forgetting: ask again when three are there (--on first-three, or --data with three tables).",
     ]
     return Advice(needs, label, known[label].spec, why, [], left_out)
 
 
-def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]], words: str) -> Advice:
+def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]], words: str, rows: int) -> Advice:
     within = [found for found in tried if not found.refused]
     if not within:
         raise RequestError("no method keeps within these limits, not even plain training; allow more time")
     best = max(within, key=lambda found: found.accuracy)
-    near = [found for found in within if found.accuracy >= best.accuracy - NEAR]
+    noise = max(NEAR, (best.accuracy * (1 - best.accuracy) / rows) ** 0.5)  # one standard error of a share
+    near = [found for found in within if found.accuracy >= best.accuracy - noise]
     taken = min(near, key=lambda found: (found.work, found.memory))
     plain = next(found for found in tried if found.label == "finetune")
     why = [words, f"{taken.label} reached {taken}."]
     if taken is not best:
         others = ", ".join(found.label for found in near if found is not taken)
-        why.append(f"Within a point of it: {others}; it is the cheapest of these.")
-    if taken.accuracy - plain.accuracy < LEAST_FORGETTING:
+        why.append(
+            f"On {rows} held-out rows {100 * noise:.1f} points are noise, and within that of the best are, too: "
+            f"{others}. It is the cheapest of these."
+        )
+    if plain.forgetting < LEAST_FORGETTING:
+        why.append("Little is forgotten so far, so methods differ little: ask again when more tasks are there.")
+    elif taken.accuracy - plain.accuracy < LEAST_FORGETTING:
         why.append(
             f"That is hardly more than plain training's {100 * plain.accuracy:.1f} %: under these limits no "
             "method that was tried keeps what was learnt. Keeping rows, telling the task, "
             "or a trained body would change that."
         )
     if "pieces by their looks" in words or "in another order" in words:
-        why.append("Pieces of one task are not the stream to come: ask again when three are there (--on first-three).")
+        why.append(
+            "Pieces of one task are not the stream to come: ask again when three are there (--on first-three, "
+            "or --data with three tables)."
+        )
     return Advice(needs, taken.label, taken.spec, why, list(tried), left_out)

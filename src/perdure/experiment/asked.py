@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,16 @@ def of_plan(plan: Plan, on: str = "first-task") -> Asked:
     return Asked(plan.experiment.name, plan.stream[0], lambda: models.build(plan.recipe), training, known)
 
 
-def of_table(path: Path, label: str, recipe: str | None = None, text: str | None = None) -> Asked:
-    """A table's rows, all as the first task, by a recipe: unless named, that of texts, where `text` names their column,
-    else that of images, where a column holds some, else that of numbers and categories.
+def of_tables(paths: Sequence[Path], label: str, recipe: str | None = None, text: str | None = None) -> Asked:
+    """The first table is the first task, by a recipe: unless named, that of texts, where `text` names a column, else
+    that of images, where a column holds some, else that of numbers and categories.
 
-    Raises RequestError for a table that cannot be used.
+    With more tables, which came after it, there is a stream to try on. Raises RequestError for a table that cannot be
+    used.
     """
     try:
-        table = recipes.read(path)
+        tables = {path.stem: recipes.read(path) for path in paths}
+        table = next(iter(tables.values()))
         images = [name for name, kind in kinds_of(table).items() if kind == "image"]
         settings: dict[str, Any] = {"name": recipe or ("text" if text else "image" if images else "tabular")}
         settings["label"] = label
@@ -56,12 +58,17 @@ def of_table(path: Path, label: str, recipe: str | None = None, text: str | None
         if images and settings["name"] == "image":
             settings["image"] = images[0]
         made = recipes.build(settings)
-        made.check(table)
         made.fit(table)
-        first = Task(made.rows(table), name=path.stem)
+        tasks = []
+        for name, later in tables.items():
+            made.check(later)
+            made.extend(later)
+            tasks.append(Task(made.rows(later), name=name))
     except (TableError, ValueError) as error:
         raise RequestError(str(error)) from error
-    return Asked(path.stem, first, made.network, dict(made.training))
+    graded = [pieces.graded(task.train, task.classes, task.name) for task in tasks]
+    known = Stream(graded, name="tables", description=f"The rows of {', '.join(tables)}.") if len(graded) > 1 else None
+    return Asked(tasks[0].name, tasks[0], made.network, dict(made.training), known)
 
 
 def growing(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
