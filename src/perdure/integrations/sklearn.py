@@ -39,6 +39,10 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     After fitting: `classes_`, sorted; `learner_`, the Learner, with all that it can do (`learner_.save`).
     """
 
+    classes_: Array
+    learner_: Learner
+    _learnt: Array  # labels in the order in which they were learnt: the numbers that the learner has for them
+
     def __init__(
         self,
         method: str | Mapping[str, Any] | Method = "replay",
@@ -103,7 +107,7 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """One task; what the estimator knows changes once it is learnt."""
         learner = self._new_learner(X.shape[1]) if first else self.learner_
         before = classes[:0] if first else self._learnt.astype(classes.dtype)
-        learnt = np.concatenate([before, np.setdiff1d(y, before)])  # in the order in which they were learnt
+        learnt = np.concatenate([before, np.setdiff1d(y, before)])
         order = np.argsort(learnt)
         codes = order[np.searchsorted(learnt, y, sorter=order)]
         learner.learn(Task((torch.from_numpy(X), torch.from_numpy(codes)), name=f"call {len(learner.tasks)}"))
@@ -116,7 +120,7 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"{method.name} has to be told which task a row is of, and predict(X) is not: use perdure.Learner"
             )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = int(check_random_state(self.random_state).tomaxint())
         optimizer = self.optimizer if isinstance(self.optimizer, str) else dict(self.optimizer)
         return Learner(
             models.mlp(features, tuple(self.hidden)), method, scenario="class", epochs=self.epochs,
