@@ -26,6 +26,7 @@ def test_shares_have_exact_intervals_and_the_rest_bootstrap_ones():
 def test_another_threshold_says_another_thing():
     found = diagnosis(CHANCES, SICK, least=1, threshold=0.3, draws=20)
     assert (found["sensitivity"].value, found["specificity"].value) == (1.0, pytest.approx(2 / 3))
+    assert diagnosis(CHANCES, SICK, least=1, threshold=0.4, draws=20)["sensitivity"].value == 0.75  # 0.4 is not above
 
 
 def test_groups_that_are_too_small_are_counted_and_not_judged():

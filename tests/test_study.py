@@ -145,7 +145,8 @@ def test_each_seed_may_have_rows_of_its_own(tmp_path):
             learner.learn(task)
             matrix.append(learner.evaluate(streams[cell.seed]))
         assert cell.accuracy == matrix
-    with pytest.raises(FolderError):
-        study(small_stream, {"fine-tuning": made()}, out=tmp_path, seeds=(60, 50))
+    streams[1] = small_stream(50)
+    with pytest.raises(FolderError, match="one is"):
+        study(streams.__getitem__, {"fine-tuning": made()}, out=tmp_path, seeds=(0, 1))
     with pytest.raises(ValueError, match="same tasks"):
         study(lambda seed: small_stream()[: 2 - seed], {"fine-tuning": made()}, out=tmp_path / "odd", seeds=(0, 1))
