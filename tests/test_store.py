@@ -159,6 +159,16 @@ def test_one_label_and_many_repetitions_are_learnt_with_a_warning_on_the_card(co
     assert any("repeat" in w for w in outcome.card["warnings"])
 
 
+def test_rows_that_all_fall_on_the_side_to_learn_make_an_empty_exam(copied):
+    """Three rows that come again and again: none of them may be one to examine with."""
+    found = divide(KEY, copied.answerer().recipe.contents(table := clouds(["a"], rows=40, seed=8)))
+    few = pa.concat_tables([table.take(found.learn[:3])] * 20)
+    outcome = copied.update(few)
+    assert outcome.version == 4 and outcome.card["data"]["examined"] == 0
+    assert "0004" not in [exam["exam"] for exam in outcome.card["exams"] if exam["rows"]]
+    assert copied.update(clouds(["a", "b"], seed=9)).version == 5
+
+
 def test_the_same_rows_again_are_not_learnt_twice(copied):
     outcome = copied.update(clouds(["a", "e"], seed=2))
     assert outcome.version == 3 and any("already" in warning for warning in outcome.warnings)

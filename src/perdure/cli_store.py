@@ -91,7 +91,7 @@ def _refusing(run: Callable[[argparse.Namespace], int], arguments: argparse.Name
 
     try:
         return run(arguments)
-    except (CheckpointError, StoreError, TableError) as error:
+    except (CheckpointError, StoreError, TableError, ImportError) as error:  # ImportError: an extra is not installed
         raise refusal(str(error)) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,12 @@ def optional(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError("tables need pyarrow and pillow: pip install 'perdure[data]'") from error
+
+
+def pick(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """Some rows of a table, by number; also none."""
+    arrow = optional("pyarrow")
+    return table.take(arrow.array(rows, type=arrow.int64()))
 
 
 def read(path: str | os.PathLike[str]) -> pa.Table:

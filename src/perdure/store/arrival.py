@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from perdure.recipes.recipe import Recipe
+from perdure.recipes.tables import pick
 from perdure.store import suspicion
 from perdure.store.exam import Exam
 from perdure.store.exams import MOST, divide, thinned
@@ -64,7 +65,7 @@ def arrive(
     labels = recipe.labels(table)
     _one_kind([*known, *labels])
     found = divide(key, recipe.contents(table), share)
-    new = Exam(name, table.take(found.examine), found.marks)
+    new = Exam(name, pick(table, found.examine), found.marks)
     own, exams = new.select(thinned({name: new.marks}, MOST)[name]), whole(name, brought, recipe, key)
     held_out = {place for exam in exams for place in exam.marks}.union(asked)
     learn = [row for row in found.learn if found.places[row] not in held_out]
@@ -77,7 +78,7 @@ def arrive(
     for place, label in zip(found.places, labels, strict=True):
         digest.update(f"{place:x} {label}\n".encode())
     counts = dict(sorted(Counter(map(str, labels)).items()))
-    return Arrival(table.take(learn), own, exams, counts, digest.hexdigest(), found.repeated, warnings)
+    return Arrival(pick(table, learn), own, exams, counts, digest.hexdigest(), found.repeated, warnings)
 
 
 def whole(name: str, brought: Mapping[str, pyarrow.Table], recipe: Recipe, key: str) -> list[Exam]:
@@ -86,7 +87,7 @@ def whole(name: str, brought: Mapping[str, pyarrow.Table], recipe: Recipe, key: 
     for title, table in brought.items():
         places = divide(key, recipe.contents(table), share=0.0).places
         first = sorted({place: row for row, place in reversed(list(enumerate(places)))}.values())
-        found.append(Exam(f"{name} {title}", table.take(first), [places[row] for row in first]))
+        found.append(Exam(f"{name} {title}", pick(table, first), [places[row] for row in first]))
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from perdure import checkpoint
 from perdure.data import Rows
+from perdure.recipes.tables import pick
 from perdure.store.exams import thinned
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Exam:
 
     def select(self, rows: Sequence[int]) -> Exam:
         """Some of its rows."""
-        return Exam(self.name, self.table.take(rows), [self.marks[row] for row in rows])
+        return Exam(self.name, pick(self.table, rows), [self.marks[row] for row in rows])
 
     def write(self, path: Path) -> None:
         """As one hashed file: the table as Parquet inside."""
