@@ -44,5 +44,6 @@ makers = {name: maker(method) for name, method in chosen.items()}
 results = study(stream, makers, out=asked.out, seeds=range(asked.seeds), say=print)
 print(table(results, ["average accuracy", "learning accuracy", "forgetting", "train s", "consolidate s", "memory MB"]))
 print(course(results, "clear"))
+print(course(results, "night"))
 picture(results, f"{asked.out}/picture.svg")
 picture(results, f"{asked.out}/clear.svg", first_task=True)
