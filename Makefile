@@ -40,7 +40,7 @@ test-browser: .venv/.installed-browser
 	.venv/bin/python -m pytest tests/browser -m browser
 
 test-keras: build/keras-venv/.installed
-	build/keras-venv/bin/python -m pytest tests/keras -m keras
+	KERAS_BACKEND=torch build/keras-venv/bin/python -m pytest tests/keras -m keras --disable-warnings
 
 bench: .venv/.installed-bench
 	.venv/bin/python benchmarks/run.py $(ONLY)

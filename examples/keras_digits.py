@@ -38,7 +38,7 @@ model.fit(x.numpy() / 255, torch.tensor(y).numpy(), epochs=2, batch_size=64, ver
 model.save(out / "five.keras")
 
 tests = [Task(digits(mnist.test, which, 5000), name=str(which)) for which in ((0, 1, 2, 3, 4), (5, 6, 7), (8, 9))]
-for name, method in (("fine-tuning", methods.Finetune()), ("replay, 500 rows", methods.Replay(500))):
+for name, method in (("fine-tuning", methods.Finetune()), ("replay, 500 rows", methods.Replay(500, policy="balanced"))):
     learner = Learner(bridge.load(out / "five.keras", classes=range(5)), method, scenario="class", batch_size=64)
     learner.consolidate(digits(mnist.train, (0, 1, 2, 3, 4), 500))
     for which in ((5, 6, 7), (8, 9)):

@@ -2,9 +2,9 @@
 
     python examples/road.py data/cifar10 [--small] [--seeds 3] [--out runs/road]
 
-CIFAR-10's automobiles, trucks, cats, deer, dogs and horses; each condition brings 1 500 train photographs of its own
+CIFAR-10's automobiles, trucks, cats, deer, dogs and horses; each condition brings 1 200 train photographs of its own
 (made on the fly by `streams.corrupted`), is examined on the same 600, and what it is, nobody says. A small network
-from scratch, two epochs a condition; settings are the library's defaults, but EWC and MAS measure on 300 rows a task.
+from scratch, two epochs a condition; settings are the library's defaults, but EWC and MAS measure on 200 rows a task.
 """
 
 import argparse
@@ -19,7 +19,7 @@ asked.add_argument("--small", action="store_true", help="seconds: a few photogra
 asked.add_argument("--seeds", type=int, default=3)
 asked.add_argument("--out", default="runs/road")
 asked = asked.parse_args()
-rows, tests, widths = (20, 4, (4,)) if asked.small else (1250, 100, (32, 64, 128))
+rows, tests, widths = (20, 4, (4,)) if asked.small else (1000, 100, (16, 32, 64))
 ROAD = (1, 9, 3, 4, 5, 7)  # automobile, truck, cat, deer, dog, horse
 
 
@@ -35,7 +35,7 @@ def maker(method: Callable[[], Method]) -> Callable[[int], Learner]:
 
 M = methods
 chosen = {
-    "fine-tuning": M.Finetune, "EWC": lambda: M.EWC(rows=300), "MAS": lambda: M.MAS(rows=300), "LwF": M.LwF,
+    "fine-tuning": M.Finetune, "EWC": lambda: M.EWC(rows=200), "MAS": lambda: M.MAS(rows=200), "LwF": M.LwF,
     "replay, 500 rows": lambda: M.Replay(500), "DER++, 500 rows": lambda: M.DERpp(500), "joint": M.Joint,
 }  # fmt: skip
 data = datasets.fewer(datasets.cifar10(asked.data), train=rows, test=tests, classes=ROAD)

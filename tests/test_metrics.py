@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure import metrics
-from perdure.metrics import Evaluation
+from perdure.metrics import Evaluation, ndcg_at, recall_at, rmse
 
 # Domain scenario, three tasks: everything is known. Task 0 is best after task 1, so its maximum is not the diagonal.
 FULL = [
@@ -277,3 +277,49 @@ def test_samples_without_a_value_are_left_out_of_the_bootstrap() -> None:
     scores, truth = np.array([0.9, 0.1, 0.5]), np.array([True, False, False])
     assert metrics.bootstrap_interval(lambda rows: metrics.auroc(scores[rows], truth[rows]), 3) == (1.0, 1.0)
     assert metrics.bootstrap_interval(lambda rows: None, 3, draws=5) is None
+
+
+# ---- lists of recommendations, and ratings ----
+
+
+def test_recall_at_k_by_hand():
+    assert recall_at("abcde", "bxd", 4) == pytest.approx(2 / 3)  # b and d of three
+    assert recall_at("abcde", "bxd", 3) == pytest.approx(1 / 3)
+    assert recall_at("abcde", "bd", 10) == 1.0
+    assert recall_at("ab", "abcdefgh", 2) == 1.0  # a full list, where plain recall would be 2 / 8
+    assert recall_at("ax", "abcdefgh", 2) == 0.5
+    assert recall_at("a", "ab", 10) == 0.5  # a list may be short
+    assert recall_at("xyz", "a", 3) == 0.0
+
+
+def test_ndcg_at_k_by_hand():
+    second, fourth = 1 / math.log2(3), 1 / math.log2(5)
+    assert ndcg_at("abcde", "bxd", 4) == pytest.approx((second + fourth) / (1 + second + 1 / 2))
+    assert ndcg_at("abcde", "bxd", 2) == pytest.approx(second / (1 + second))
+    assert ndcg_at("bd", "bd", 10) == 1.0
+    assert ndcg_at("xb", "b", 10) == pytest.approx(0.63093, abs=1e-5)
+    assert ndcg_at("abx", "abcdefgh", 2) == 1.0
+
+
+def test_an_earlier_hit_is_worth_more_to_ndcg_and_nothing_to_recall():
+    assert ndcg_at("axyz", "a", 4) > ndcg_at("xayz", "a", 4) > ndcg_at("xyza", "a", 4) > 0
+    assert recall_at("axyz", "a", 4) == recall_at("xyza", "a", 4) == 1.0
+
+
+@pytest.mark.parametrize("metric", [recall_at, ndcg_at])
+def test_a_list_that_cannot_be_graded_is_refused(metric):
+    with pytest.raises(ValueError, match="0 things are relevant"):
+        metric("abc", "", 2)
+    with pytest.raises(ValueError, match="the first 0"):
+        metric("abc", "a", 0)
+    with pytest.raises(ValueError, match="twice"):
+        metric("aab", "a", 2)
+    assert metric("aba", "a", 2) > 0
+
+
+def test_rmse_by_hand():
+    assert rmse([3.0, 4.0, 1.0], [3.0, 2.0, 2.0]) == pytest.approx(math.sqrt(5 / 3))
+    with pytest.raises(ValueError, match="found 1 and 2"):
+        rmse([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="found 0 and 0"):
+        rmse([], [])

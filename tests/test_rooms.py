@@ -21,7 +21,7 @@ FLOORS = [
     {"host", "training", "callbacks", "inference"},
     {"answers", "budget"},
     {"methods", "metrics", "checks", "offers"},
-    {"state", "clinical"},
+    {"state", "clinical", "lists"},
     {"learner"},
     {"report", "recipes", "integrations"},
     {"experiment", "store"},

@@ -37,8 +37,9 @@ class Unseen:
     """Names beside each item another that its user was not seen with, {"other": int64 [n]}, for objective "ranking".
 
     As `augment=` it draws anew whenever a row is seen, uniformly among the items added so far, as BPR does (Rendle et
-    al. 2009): add the rows of a task before it is learnt, and of the future nothing is known. A user who was seen with
-    nearly everything may, after `tries` draws, get an item that was seen.
+    al. 2009). The Learner shows it the rows of each task before they are learnt, so that nothing is known of the
+    future; it is no part of a learner's state: `add` the rows of the past to the one that is given to `Learner.load`.
+    A user who was seen with nearly everything may, after `tries` draws, get an item that was seen.
     """
 
     def __init__(self, tries: int = 16) -> None:
@@ -55,6 +56,21 @@ class Unseen:
         users, user = torch.unique(self.seen[:, 0], return_inverse=True)
         items, item = torch.unique(self.seen[:, 1], return_inverse=True)
         self._tables = users, items, (user * len(items) + item).sort().values
+
+    def meet(self, x: Columns, generator: torch.Generator) -> None:
+        """What the Learner calls: `add`."""
+        self.add(x)
+
+    @property
+    def users(self) -> list[int]:
+        """Who was added, in ascending order."""
+        found: list[int] = self._tables[0].tolist()
+        return found
+
+    def items(self, user: int) -> list[int]:
+        """What a user was seen with, in ascending order."""
+        found: list[int] = self.seen[self.seen[:, 0] == user, 1].tolist()
+        return found
 
     def __call__(self, x: Columns, draws: torch.Generator) -> Columns:
         """The inputs with "other"; ValueError before anything was added."""

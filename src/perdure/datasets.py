@@ -1,4 +1,4 @@
-"""Named real data: MNIST, which ships with the package, CIFAR-10, any Parquet file, the hub by name, any arrays."""
+"""Named real data: MNIST, which ships inside, CIFAR-10, MovieLens, any Parquet file, the hub by name, any arrays."""
 
 from __future__ import annotations
 
@@ -73,6 +73,29 @@ def cifar10(path: str | Path) -> Dataset:
     data = parquet(*parts, name="CIFAR-10")
     kinds = "CIFAR-10: photographs of 10 kinds of things, 32 x 32 in colour (Alex Krizhevsky, 2009)."
     return replace(data, description=f"{kinds} {data.description}")
+
+
+def movielens100k(path: str | Path) -> Dataset:
+    """MovieLens 100k: 100 000 stars from 1 to 5, {"user", "item"} int64 -> float32 [n, 1]; column "time", Unix seconds.
+
+    `path` is a folder with ratings.parquet: columns user_id, item_id, rating and timestamp.
+    """
+    file = Path(path) / "ratings.parquet"
+    if not file.exists():
+        raise ValueError(f"{path} holds no ratings.parquet; pass the folder with MovieLens 100k as Parquet")
+    table = _optional("pyarrow.parquet").read_table(file)
+    for name in ("user_id", "item_id", "rating", "timestamp"):
+        if name not in table.column_names:
+            raise ValueError(f"there is no column {name!r} in {file}; it has {table.column_names}")
+    user, item, stars, seconds = (table[name].to_numpy() for name in ("user_id", "item_id", "rating", "timestamp"))
+    x = {"user": user.astype(np.int64), "item": item.astype(np.int64)}
+    return Dataset(
+        "MovieLens 100k",
+        Rows(x, stars.astype(np.float32)[:, None], columns={"time": seconds}, classes=["stars"]),
+        None,
+        "MovieLens 100k: 100 000 ratings of 1 682 films by 943 people, September 1997 to April 1998 "
+        "(Harper and Konstan 2015).",
+    )
 
 
 def parquet(

@@ -1,9 +1,9 @@
-"""What the accuracy matrix says: every number of a report is a pure function here, with its formula and its source."""
+"""What the accuracy matrix, lists and ratings say: each number of a report is a pure function here, with its source."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -193,6 +193,43 @@ def summary(
         "minimum_accuracy": minimum_accuracy(trace),
         "worst_case_accuracy": worst_case_accuracy(trace, matrix),
     }
+
+
+def recall_at(ranked: Sequence[object], relevant: Collection[object], k: int = 10) -> float:
+    """How many of the relevant are among the first k recommended: |ranked[:k] & relevant| / min(k, |relevant|).
+
+    Recall@k of Liang et al., 2018 (Mult-VAE): where more than k are relevant a full list counts as 1, which plain
+    recall (divided by |relevant|) cannot reach. `ranked` is best first and may be shorter. ValueError where nothing is
+    relevant, k is below 1, or the first k hold an item twice.
+    """
+    return sum(_hits(ranked, relevant, k)) / min(k, len(set(relevant)))
+
+
+def ndcg_at(ranked: Sequence[object], relevant: Collection[object], k: int = 10) -> float:
+    """As `recall_at`, but a hit on place r counts 1 / log2(r + 1), over what the best list would have.
+
+    NDCG@k with gains of 0 and 1 (Jarvelin & Kekalainen, 2002): sum over hits r <= k of 1 / log2(r + 1), over the same
+    sum for r = 1 .. min(k, |relevant|).
+    """
+    discounts = [1 / math.log2(place + 2) for place in range(k)]
+    gained = sum(discount for discount, hit in zip(discounts, _hits(ranked, relevant, k), strict=False) if hit)
+    return gained / sum(discounts[: len(set(relevant))])
+
+
+def _hits(ranked: Sequence[object], relevant: Collection[object], k: int) -> list[bool]:
+    first, wanted = list(ranked[:k]), set(relevant)
+    if k < 1 or not wanted:
+        raise ValueError(f"the first {k} of a list, of which {len(wanted)} things are relevant, cannot be graded")
+    if len(set(first)) < len(first):
+        raise ValueError(f"the first {k} hold something twice: {first}")
+    return [item in wanted for item in first]
+
+
+def rmse(said: Sequence[float], truth: Sequence[float]) -> float:
+    """The square root of the mean of (said - true)^2. ValueError for none, or as many as do not match."""
+    if not truth or len(said) != len(truth):
+        raise ValueError(f"an error needs an answer for each truth, found {len(said)} and {len(truth)}")
+    return math.sqrt(fmean((answer - true) ** 2 for answer, true in zip(said, truth, strict=True)))
 
 
 def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

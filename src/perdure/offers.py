@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perdure import answers, optim, structure
-from perdure.data import Batch, Rows, column_map
+from perdure.data import Batch, Columns, Rows, column_map
 from perdure.host import HostBase
 from perdure.labels import Labels
 from perdure.training import Cost, Settings, Stopper
@@ -26,6 +27,7 @@ class Offers(HostBase):
     cost: Cost
     number: int
     stopper: Stopper
+    augment: Callable[[Columns, torch.Generator], Columns] | None
     _labelled: dict[int, tuple[Rows, Tensor | None]]
     _nearby: dict[int, tuple[Rows, Rows]]
 
@@ -82,13 +84,15 @@ class Offers(HostBase):
         self.clock.back_cost = structure.differentiated(self.model, row)
 
     def meet(self, rows: Rows) -> None:
-        """Shows rows about to be learnt to a model that opens vectors for new ids: see `models.ratings`."""
-        meet, before = getattr(self.model, "meet", None), {id(p) for p in self.model.parameters()}
-        if callable(meet):
-            for start in range(0, len(rows), MET_ROWS):
-                x = rows.read(slice(start, start + MET_ROWS))
-                meet(answers.convert(x, self.device), self.generator("growth", "cpu"))
-            optim.join(self.optimizer, self.model, before)
+        """Shows rows about to be learnt to a model that opens vectors for new ids, and to `augment.Unseen`."""
+        before = {id(p) for p in self.model.parameters()}
+        asked = (getattr(part, "meet", None) for part in (self.model, self.augment))
+        shown = [meet for meet in asked if callable(meet)]
+        for start in range(0, len(rows) if shown else 0, MET_ROWS):
+            x = answers.convert(rows.read(slice(start, start + MET_ROWS)), self.device)
+            for meet in shown:
+                meet(x, self.generator("growth", "cpu"))
+        optim.join(self.optimizer, self.model, before)
 
     def reopen(self, weights: dict[str, Tensor]) -> None:
         """Makes room in such a model for the ids that a state has."""

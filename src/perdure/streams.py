@@ -254,6 +254,46 @@ def by_time(dataset: Source, column: str, tasks: int = 5) -> Stream:
     )
 
 
+def by_month(dataset: Source, column: str, least: int = 1) -> Stream:
+    """Calendar months (UTC) of a named column of Unix seconds; one of fewer than `least` rows joins the next.
+
+    What is left at the end is a task of its own, however small. Every fifth row of a month, in the order of time, is
+    its test. Every task may carry every label.
+    """
+    _check_source(dataset, 1)
+    if dataset.test is not None:
+        raise ValueError(f"{dataset.name} has test rows; by_month takes a fifth of each month: pass one table")
+    if least < 1:
+        raise ValueError(f"least is {least}; a month has at least 1 row")
+    rows, tasks = dataset.train, []
+    for name, month in _months(rows.column(column), least).items():
+        if len(month) < 5:
+            raise ValueError(f"{name} has {len(month)} rows, too few for a test part: raise least")
+        tested = np.arange(len(month)) % 5 == 4
+        tasks.append(Task(rows.select(month[~tested]), rows.select(month[tested]), name=name, classes=rows.classes))
+    return Stream(
+        tasks,
+        name=f"{dataset.name}-by-month",
+        description=f"{dataset.name} by calendar month; months of fewer than {least} rows join the next; every fifth "
+        "row of a month, in the order of time, is its test.",
+    )
+
+
+def _months(seconds: npt.NDArray[Any], least: int) -> dict[str, npt.NDArray[np.int64]]:
+    """The rows of each month, in the order of time: "1997-10", or "1997-09 to 1997-10" where months were joined."""
+    order = np.argsort(seconds, kind="stable")
+    calendar = seconds[order].astype("datetime64[s]").astype("datetime64[M]")
+    found, open_rows, first = dict[str, npt.NDArray[np.int64]](), list[npt.NDArray[np.int64]](), ""
+    names = np.unique(calendar)
+    for name in names:
+        first = first or str(name)
+        open_rows.append(order[calendar == name])
+        if sum(map(len, open_rows)) >= least or name == names[-1]:
+            found[first if first == str(name) else f"{first} to {name}"] = np.concatenate(open_rows)
+            open_rows, first = [], ""
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class _Permutation:
     """Shuffles the values of a row: new[i] = old[order[i]]."""

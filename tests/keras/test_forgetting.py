@@ -4,12 +4,13 @@ import statistics
 
 import pytest
 import torch
-from conftest import digits
+from tensorflow_beside import digits
 
 from perdure import Learner, Task, methods
 from perdure.checkpoint import clone
 from perdure.integrations import keras as bridge
 
+pytest_plugins = ["tensorflow_beside"]
 pytestmark = pytest.mark.keras
 torch.set_num_threads(1)
 

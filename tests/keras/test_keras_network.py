@@ -10,13 +10,14 @@ import zipfile
 import keras
 import pytest
 import torch
-from conftest import digits
 from keras import layers
 from keras.src.backend.common import global_state
+from tensorflow_beside import digits
 
 from perdure import Callback, Learner, Task, importance, methods, models
 from perdure.integrations import keras as bridge
 
+pytest_plugins = ["tensorflow_beside"]
 pytestmark = pytest.mark.keras
 torch.set_num_threads(1)
 
@@ -217,14 +218,20 @@ def test_frozen_layers_stay_as_they_are():
     assert all(torch.equal(buffers[name], value) for name, value in frozen.items())
 
 
-def test_packnet_answers_for_the_first_task_bit_for_bit_beside_batch_norm():
-    network = bridge.adapt(convolutional())
+@pytest.mark.parametrize("make", [convolutional, dense])
+def test_packnet_keeps_what_the_first_task_answers_and_later_ones_learn_by_its_statistics(make):
+    network = bridge.adapt(make())
     learner = Learner(network, methods.PackNet(), scenario="task", batch_size=16)
-    tasks = [new_task(), Task((inputs("convolutional", 64) * 2 + 1, [0, 1] * 32), name="other")]
+    x = inputs(make.__name__, 64)
+    tasks = [Task((part, [0, 1] * 32), name=str(number)) for number, part in enumerate((x, 2 * x + 1))]
     learner.learn(tasks[0])
-    x = inputs("convolutional", 40)
     before = learner.predict_proba(x, tasks[0])
+    modes = []
+    network.body.register_forward_pre_hook(
+        lambda body, _: modes.append(body.training) if torch.is_grad_enabled() else None
+    )
     learner.learn(tasks[1])
+    assert set(modes[-4:]) == {make is dense}  # its four steps; before them rows were looked at
     assert torch.equal(learner.predict_proba(x, tasks[0]), before)
 
 
@@ -349,6 +356,16 @@ def test_a_sigmoid_on_one_column_becomes_two_columns_with_equal_answers():
     )
     found = bridge.adapt(model, ["no", "yes"]).eval()(x).softmax(1)
     torch.testing.assert_close(found[:, 1:], model(x, training=False))
+
+
+def test_layers_that_were_called_elsewhere_too_are_told_by_the_model_given():
+    model = keras.Sequential([keras.Input((5,))])
+    for layer in (layers.Dense(4, activation="relu"), layers.Dense(4), layers.Dense(2)):
+        model.add(layer)
+    other = keras.Sequential([keras.Input((5,)), layers.Dense(5), *model.layers])
+    x = inputs("dense")
+    for given in (model, other):
+        torch.testing.assert_close(bridge.adapt(given, ["a", "b"]).eval()(x), given(x, training=False))
 
 
 def test_a_head_without_bias_and_without_layers_below():
@@ -505,3 +522,92 @@ def test_another_backend_is_refused_with_what_to_do():
     )
     assert done.returncode == 1
     assert "Keras runs on tensorflow here, and Perdure needs torch: set KERAS_BACKEND=torch before" in done.stderr
+
+
+# ---- every method ----
+
+BRING_THEIR_OWN = {"progressive", "pathnet"}
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+def test_every_method_learns_on_a_network_of_keras_or_says_why_not(name):
+    method = methods.METHODS[name]()
+    scenario = "class" if "class" in method.scenarios else method.scenarios[0]
+    if name in BRING_THEIR_OWN:
+        with pytest.raises(ValueError, match=r"an? (models\.)?mlp or an? "):
+            Learner(bridge.adapt(convolutional()), method, scenario=scenario)
+        return
+    learner = Learner(bridge.adapt(convolutional()), method, scenario=scenario, batch_size=16)
+    for task in (new_task(), another_task()):
+        learner.learn(task)
+    answers = learner.predict_proba(inputs("convolutional"), "another" if scenario == "task" else None)
+    assert answers.shape == (12, 2 if scenario == "task" else 4) and bool(answers.isfinite().all())
+
+
+def test_bf16_learns_and_is_written_back(tmp_path):
+    learner = Learner(
+        bridge.adapt(convolutional()), methods.Replay(20), scenario="class", batch_size=16, precision="bf16"
+    )
+    learner.learn(new_task())
+    bridge.save(learner, tmp_path / "half.keras")
+    x = inputs("convolutional")
+    again = keras.saving.load_model(tmp_path / "half.keras")
+    torch.testing.assert_close(again(x, training=False).detach(), learner.predict_proba(x), rtol=0, atol=0.02)
+
+
+# ---- layers of one's own, and models within ----
+
+
+class Scaled(layers.Layer):
+    """x times a weight; it counts its calls in training."""
+
+    def __init__(self, start=2.0, **rest):
+        super().__init__(**rest)
+        self.start = start
+
+    def build(self, shape):
+        self.scale = self.add_weight(
+            shape=shape[-1:], initializer=keras.initializers.Constant(self.start), name="scale"
+        )
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, x, training=False):
+        if training:
+            self.count.assign(self.count + 1)
+        return x * self.scale
+
+    def get_config(self):
+        return {**super().get_config(), "start": self.start}
+
+
+def test_a_layer_of_ones_own_is_loaded_taught_and_written_back(tmp_path):
+    model_of(Scaled(3.0), layers.Dense(6, activation="relu"), layers.Dense(2, activation="softmax")).save(
+        tmp_path / "a.keras"
+    )
+    own = {"Scaled": Scaled}
+    learner = Learner(
+        bridge.load(tmp_path / "a.keras", [0, 1], custom_objects=own), methods.EWC(), scenario="class", batch_size=4
+    )
+    x = inputs("dense")
+    learner.learn(Task((x, [5, 6] * 6), name="new"))
+    bridge.save(learner, tmp_path / "b.keras")
+    again = keras.saving.load_model(tmp_path / "b.keras", custom_objects=own)
+    torch.testing.assert_close(again(x, training=False).detach(), learner.predict_proba(x), rtol=0, atol=1e-6)
+    assert float(again.layers[0].count.value) == 3 and float((again.layers[0].scale.value - 3).abs().max()) > 0
+
+
+def test_a_frozen_model_within_is_kept_and_what_is_above_it_learns(tmp_path):
+    base = model_of(layers.Dense(7, activation="relu"), layers.BatchNormalization(), layers.Dropout(0.5))
+    base.trainable = False
+    x = keras.Input((5,))
+    model = keras.Model(x, layers.Dense(2, activation="softmax")(layers.Dense(6, activation="relu")(base(x))))
+    network = bridge.adapt(model, [0, 1])
+    assert [tuple(p.shape) for p in network.body.parameters()] == [(7, 6), (6,)]
+    learner = Learner(network, methods.Replay(10), scenario="class", batch_size=4)
+    rows = inputs("dense")
+    learner.learn(Task((rows, [5, 6] * 6), name="new"))
+    bridge.save(learner, tmp_path / "b.keras")
+    again = keras.saving.load_model(tmp_path / "b.keras")
+    torch.testing.assert_close(again(rows, training=False).detach(), learner.predict_proba(rows), rtol=0, atol=1e-6)
+    for old, new in zip(base.variables, again.layers[1].variables, strict=True):
+        assert "seed" in old.name or torch.equal(old.value, new.value)

@@ -1,17 +1,23 @@
 """TensorFlow saves in one process, Perdure teaches in this one, TensorFlow loads and predicts in a third."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import torch
-from conftest import digits
+from tensorflow_beside import digits
 
 from perdure import Learner, Task, methods
 from perdure.answers import convert
 from perdure.integrations import keras as bridge
 
+pytest_plugins = ["tensorflow_beside"]
 pytestmark = pytest.mark.keras
 torch.set_num_threads(1)
 
@@ -147,3 +153,34 @@ def test_several_labels_a_row_come_back_as_sigmoids(saved, tmp_path, answers_of_
     found = answers_of_tensorflow(tmp_path / "labels.keras", x)
     assert found.shape == (200, 3)
     torch.testing.assert_close(found, learner.predict_proba(x), rtol=0, atol=CLOSE)
+
+
+# ---- the page and the example ----
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_lines_of_the_page_run(saved, tmp_path, monkeypatch, answers_of_tensorflow):
+    page = (ROOT / "docs" / "keras.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copy(saved / "binary.keras", tmp_path / "pets.keras")
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(60, 12, generator=torch.Generator().manual_seed(0))
+    names = {"images": images, "labels": ["fox", "owl"] * 30}
+    exec(compile(block, "docs/keras.md", "exec"), names)
+    assert names["learner"].classes == ["cat", "dog", "fox", "owl"]
+    found = answers_of_tensorflow(tmp_path / "march.keras", images)
+    torch.testing.assert_close(found, names["learner"].predict_proba(images), rtol=0, atol=CLOSE)
+
+
+def test_the_example_runs_in_small_form(tmp_path, answers_of_tensorflow):
+    script = ROOT / "examples" / "keras_digits.py"
+    assert len(script.read_text().splitlines()) <= 60
+    done = subprocess.run([sys.executable, script, tmp_path, "300"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout.splitlines()
+    assert said[-2] == "columns of ten.keras: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
+    assert float(said[-1].split()[-1]) <= CLOSE
+    images, labels = digits(tuple(range(10)), 500, "test")
+    right = answers_of_tensorflow(tmp_path / "ten.keras", images / 255).argmax(1) == torch.tensor(labels)
+    assert right.double().mean() > 0.2, "no better than the last two digits alone, which fine-tuning would know"

@@ -97,7 +97,7 @@ class PerdureCallback(Callback):
         check_optimizer(optimizer)
         if self._scaler(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             raise ValueError(
-                f"a fused {type(optimizer).__name__} unscales gradients within its step, after `project`: pass fused=False"
+                f"a fused {type(optimizer).__name__} unscales gradients in its step, after `project`: pass fused=False"
             )
         if self.host.device != pl_module.device:
             self.host.device = pl_module.device

@@ -1,4 +1,4 @@
-"""What the hosts in other people's trainers share: steps of several micro-batches, and what such trainers are refused."""
+"""What hosts in other people's trainers share: steps of several micro-batches, and what such trainers are refused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,6 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
-            f"{type(optimizer).__name__} runs its closure several times a step, each time on other weights, and what a "
-            "method adds to the gradient belongs to one: take an optimizer that steps once for one gradient, as Adam or "
-            "SGD do"
+            f"{type(optimizer).__name__} runs its closure several times a step, each time on other weights, and what "
+            "a method adds to the gradient belongs to one: take one that steps once for a gradient, as Adam does"
         )

@@ -39,6 +39,10 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     After fitting: `classes_`, sorted; `learner_`, the Learner, with all that it can do (`learner_.save`).
     """
 
+    classes_: Array
+    learner_: Learner
+    _learnt: Array  # labels in the order in which they were learnt: the numbers that the learner has for them
+
     def __init__(
         self,
         method: str | Mapping[str, Any] | Method = "replay",
@@ -60,12 +64,12 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # ---- learning ----
 
-    def fit(self, X: Any, y: Any) -> PerdureClassifier:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> PerdureClassifier:
         """Learns rows X [n, features] with labels y [n] from nothing, as one task."""
         X, y = self._checked(X, y, first=True)
         return self._learn(X, y, unique_labels(y), first=True)
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> PerdureClassifier:  # noqa: N803
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> PerdureClassifier:
         """Learns rows X [n, features] with labels y [n] on top of what is known, as a task of their own."""
         first = not hasattr(self, "learner_")
         X, y = self._checked(X, y, first)
@@ -76,7 +80,7 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # ---- answering ----
 
-    def predict_proba(self, X: Any) -> Array:  # noqa: N803
+    def predict_proba(self, X: Any) -> Array:
         """Probabilities [n, classes], columns as in `classes_`."""
         check_is_fitted(self, "learner_")
         X = validate_data(self, X, reset=False, dtype=np.float32)
@@ -86,7 +90,7 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         proba: Array = found / found.sum(axis=1, keepdims=True)
         return proba
 
-    def predict(self, X: Any) -> Array:  # noqa: N803
+    def predict(self, X: Any) -> Array:
         """The likeliest label of each row, [n]."""
         likeliest = self.predict_proba(X).argmax(axis=1)
         answers: Array = self.classes_[likeliest]
@@ -94,16 +98,16 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     # ---- inside ----
 
-    def _checked(self, X: Any, y: Any, first: bool) -> tuple[Array, Array]:  # noqa: N803
+    def _checked(self, X: Any, y: Any, first: bool) -> tuple[Array, Array]:
         X, y = validate_data(self, X, y, reset=first, dtype=np.float32)
         check_classification_targets(y)
         return X, y
 
-    def _learn(self, X: Array, y: Array, classes: Array, first: bool) -> PerdureClassifier:  # noqa: N803
+    def _learn(self, X: Array, y: Array, classes: Array, first: bool) -> PerdureClassifier:
         """One task; what the estimator knows changes once it is learnt."""
         learner = self._new_learner(X.shape[1]) if first else self.learner_
         before = classes[:0] if first else self._learnt.astype(classes.dtype)
-        learnt = np.concatenate([before, np.setdiff1d(y, before)])  # in the order in which they were learnt
+        learnt = np.concatenate([before, np.setdiff1d(y, before)])
         order = np.argsort(learnt)
         codes = order[np.searchsorted(learnt, y, sorter=order)]
         learner.learn(Task((torch.from_numpy(X), torch.from_numpy(codes)), name=f"call {len(learner.tasks)}"))
@@ -116,7 +120,7 @@ class PerdureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"{method.name} has to be told which task a row is of, and predict(X) is not: use perdure.Learner"
             )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = int(check_random_state(self.random_state).tomaxint())
         optimizer = self.optimizer if isinstance(self.optimizer, str) else dict(self.optimizer)
         return Learner(
             models.mlp(features, tuple(self.hidden)), method, scenario="class", epochs=self.epochs,

@@ -117,10 +117,10 @@ class PerdureTrainer(Trainer):
     trained     whether the model knows something worth keeping before the first `train()`
     rows        how many random rows of the data set methods consolidate on
 
-    Rows are kept as the data set gives them, before collation: drawn ones go through the trainer's own collator together
-    with the new ones, which pads, augments or masks them anew. All micro-batches of a step are drawn for at once and
-    their rows dealt out evenly, so that K of them are one batch of K times the rows. A penalty is added to every
-    micro-batch's loss, `project` runs once a step, between unscaling and clipping.
+    Rows are kept as the data set gives them, before collation: drawn ones go through the trainer's own collator
+    together with the new ones, which pads, augments or masks them anew. All micro-batches of a step are drawn for at
+    once and their rows dealt out evenly, so that K of them are one batch of K times the rows. A penalty is added to
+    every micro-batch's loss, `project` runs once a step, between unscaling and clipping.
 
     What was learnt is written beside every checkpoint and by `save_model` (memory.perdure); resuming reads it, and so
     does `load_memory(folder)` in another process. One process and one device for now.

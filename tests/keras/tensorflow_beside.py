@@ -1,6 +1,8 @@
-"""TensorFlow runs in processes of its own; what was measured is printed at the end. Without TensorFlow: no tests."""
+"""A plugin: TensorFlow in processes of its own, what it saved, and what was measured, printed at the end.
 
-import importlib.util
+No conftest: another one of that name would hide the tests' own.
+"""
+
 import json
 import os
 import subprocess
@@ -13,10 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-if importlib.util.find_spec("tensorflow") is None:
-    collect_ignore_glob = ["test_*.py"]
-os.environ["KERAS_BACKEND"] = "torch"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from perdure import datasets
 
 HERE = Path(__file__).parent
 MEASURED: list[str] = []
@@ -24,15 +23,13 @@ MEASURED: list[str] = []
 
 def tensorflow(*words: object, **streams: Any) -> subprocess.Popen[str]:
     """A command of `with_tensorflow.py`, begun in a process whose Keras runs on TensorFlow."""
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(HERE / "with_tensorflow.py"), *map(str, words)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **streams)
 
 
 def digits(which: tuple[int, ...], rows: int, part: str = "train") -> tuple[torch.Tensor, list[int]]:
     """The first so many MNIST digits of some kinds: images as Keras has them, uint8 [n, 28, 28, 1]."""
-    from perdure import datasets
-
     mnist = getattr(datasets.mnist(), part)
     index = [row for row, label in enumerate(mnist.labels) if label in which][:rows]
     return mnist.read(torch.tensor(index)).movedim(1, -1), [mnist.labels[row] for row in index]
