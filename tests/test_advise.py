@@ -279,6 +279,7 @@ def test_a_request_that_cannot_be_is_refused_in_a_sentence(table, capsys):
         (["advise", "--data", str(table), "--label", "il", "--task-known"], "there is no column 'il'"),
         (["advise", "--data", str(table), "--label", "ill", "--task-known", "--memory", "much"], "write it as 20MB"),
         (["advise", "--data", str(table), "--label", "ill", "--task-known", "--pretrained"], "needs --build"),
+        (["advise", "--data", str(table), "--label", "ill", "--on", "first-three"], "for an experiment's file"),
     ]:
         assert cli.main(words) == 2
         assert reason in capsys.readouterr().err
@@ -293,3 +294,22 @@ def test_a_table_becomes_the_first_task_by_its_recipe(table):
     assert asked.first.classes == ("no", "yes") and asked.training["epochs"] == 30
     assert asked.known is None
     assert asked.model().features(asked.first.train.read(slice(0, 2))).shape[0] == 2
+
+
+def test_a_trained_body_of_ones_own_is_tried_with_the_methods_for_it(table, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_body.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body, self.fc = nn.Linear(6, 8), nn.Linear(8, 5)\n\n"
+        "    def forward(self, numbers):\n"
+        "        return self.fc(torch.tanh(self.body(numbers)))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["advise", "--data", str(table), "--label", "ill", "--scenario", "class", "--no-rows-kept", "--pretrained"]
+    words += ["--build", "own_body:Own", "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    tried = said.partition("\ntried:\n")[2].partition("\nnot tried:\n")[0]
+    assert all(f"  {label}: " in tried for label in ("slda", "ranpac", "ncm", "finetune", "ewc"))

@@ -242,6 +242,8 @@ def _advise(arguments: argparse.Namespace) -> int:
 
     if (arguments.experiment is None) == (arguments.data is None):
         raise RequestError("say what is to be learnt: an experiment's TOML file, or --data FILE --label COLUMN")
+    if arguments.data is not None and (arguments.set or arguments.on != "first-task"):
+        raise RequestError("--set and --on are for an experiment's file; tables are tried on in their order")
     scenario = "task" if arguments.task_known else arguments.scenario
     if scenario is None or (arguments.task_known and arguments.scenario not in (None, "task")):
         raise RequestError(
