@@ -14,7 +14,7 @@ def main(seed=0, epochs=20, months=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))):
     """The share of test digits of all months that is answered rightly in the end."""
     x, y = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(x / 16, y, random_state=seed, stratify=y)
-    model = PerdureClassifier("replay", epochs=epochs, batch_size=32, random_state=seed)
+    model = PerdureClassifier({"name": "replay", "capacity": 200}, epochs=epochs, batch_size=32, random_state=seed)
     for month in months:
         new = np.isin(y_train, month)
         model.partial_fit(x_train[new], y_train[new])

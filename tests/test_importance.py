@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from perdure.importance import diagonal, diagonal_by_hand
 from perdure.models.head import Head
@@ -586,3 +586,26 @@ def test_no_rows_and_an_unknown_kind_are_refused():
         diagonal(model, [], kind="square")
     with pytest.raises(ValueError, match="'cube'"):
         diagonal(model, [(x, exact)], kind="cube")
+
+
+def test_a_gradient_that_is_nothing_but_rounding_does_not_make_it_slow(recwarn: pytest.WarningsRecorder) -> None:
+    """The keys' biases of attention: softmax takes what is added to all of a row's scores alike out again."""
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shares = (self.query(x) @ self.key(x).mT).softmax(-1)
+            return self.out((shares @ x).mean(1))
+
+    model, x = Attention(), torch.randn(6, 5, 8)
+    chunks = [(x, lambda scores: iter([torch.ones_like(scores)]))]
+    found = diagonal(model, chunks, kind="square")
+    assert [str(warning.message) for warning in recwarn] == []
+    by_hand = diagonal_by_hand(model, chunks, kind="square")
+    for name, value in by_hand.items():
+        torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-3)
+    assert float(by_hand["key.bias"].max()) < 1e-9 < float(by_hand["key.weight"].max())

@@ -188,7 +188,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     memory = PerdureCallback(make())
     whole = Module(memory)
     trainer(memory).fit(whole, loader(STREAM[0]))
-    fit = trainer(memory, enable_checkpointing=True)
+    fit = trainer(memory, enable_checkpointing=True, default_root_dir=tmp_path)
     fit.callbacks.append(ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
     fit.fit(whole, loader(STREAM[1]))
     again = PerdureCallback(make())
