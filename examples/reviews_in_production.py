@@ -1,60 +1,43 @@
 """A store of film reviews whose language shifts: ten updates by topic and strength of opinion; none brings a new label.
 
-    python examples/reviews_in_production.py data/imdb runs/reviews
+    python examples/reviews_in_production.py data/imdb [--small] [--out runs/reviews]
 
-A review's topic is the first of TOPICS that a word of it belongs to; what belongs to none is "other". First come
-strong opinions (1, 2, 9 or 10 stars), topic by topic, then mild ones. A store that is fine-tuned only runs beside it.
+A review's topic is the first of TOPICS that a word of it belongs to (see topics.py); what belongs to none is "other".
+First come strong opinions (1, 2, 9 or 10 stars), topic by topic, then mild ones. A store that is fine-tuned only runs
+beside it.
 """
 
-import re
-import sys
+import argparse
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+from stores import run, teach
+from topics import STRONG, topic
 
-from perdure.cli import main
+TOPICS = ("horror", "war", "children", "comedy")
 
-TOPICS = {
-    "horror": r"horror|zombies?|vampires?|slasher|ghosts?",
-    "war": r"war|soldiers?|nazis?|army",
-    "children": r"kids?|children|disney|cartoons?",
-    "comedy": r"comedy|comedies|funny|hilarious",
-}
-STRONG = {1, 2, 9, 10}
+asked = argparse.ArgumentParser()
+asked.add_argument("data", type=Path)
+asked.add_argument("--small", action="store_true", help="300 reviews of each update: seconds, to see that it runs")
+asked.add_argument("--out", type=Path, default="runs/reviews")
+asked = asked.parse_args()
 
-
-def topic(text: str) -> str:
-    """The first topic that a word of the text belongs to."""
-    found = (name for name, words in TOPICS.items() if re.search(rf"\b({words})\b", text.lower()))
-    return next(found, "other")
-
-
-def run(*words: str) -> None:
-    """A command of Perdure, shown and run."""
-    print("$ perdure", *words, flush=True)
-    main(words)
-
-
-data, out = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "runs/reviews")
-out.mkdir(parents=True, exist_ok=True)
-reviews = pa.parquet.read_table(data / "train.parquet")
+asked.out.mkdir(parents=True, exist_ok=True)
+reviews = pa.parquet.read_table(asked.data / "train.parquet")
 parts: dict[tuple[bool, str], list[int]] = {}
 for row, (text, stars) in enumerate(zip(reviews["text"].to_pylist(), reviews["rating"].to_pylist(), strict=True)):
-    parts.setdefault((stars not in STRONG, topic(text)), []).append(row)
-order = [(mild, name) for mild in (False, True) for name in [*TOPICS, "other"]]
-files = [
-    out / f"{number:02d}-{'mild' if mild else 'strong'}-{name}.parquet" for number, (mild, name) in enumerate(order, 1)
-]
-for part, file in zip(order, files, strict=True):
-    pa.parquet.write_table(reviews.take(parts[part]), file)
+    parts.setdefault((stars not in STRONG, topic(text, TOPICS)), []).append(row)
+files = []
+for mild in (False, True):
+    for name in [*TOPICS, "other"]:
+        files.append(asked.out / f"{len(files) + 1:02d}-{'mild' if mild else 'strong'}-{name}.parquet")
+        rows = parts[mild, name]
+        pa.parquet.write_table(reviews.take(rows[:: max(1, len(rows) // 300)] if asked.small else rows), files[-1])
 
-store = ["--store", str(out / "store")]
-fine_tuned = ["--set", "method.name=finetune", "--set", "rules.tolerance=1"]
-for name, settings in (("reviews", []), ("fine-tuned", fine_tuned)):
-    run("init", name, *store, "--recipe", "text", "--label", "label", "--data", str(files[0]), *settings)
-    for file in files[1:]:
-        run("update", name, *store, str(file), "--accept-shift")
-    run("history", name, *store, "--report", str(out / f"{name}.html"))
-run("rollback", "reviews", "1", *store)
-run("predict", "reviews", *store, str(data / "test.parquet"), "-o", str(out / "answers.parquet"))
+small = ["--set", "recipe.buckets=1024"] if asked.small else []
+teach("reviews", files, asked.out / "store", ["--recipe", "text", "--label", "label", *small])
+store = ["reviews", "--store", asked.out / "store"]
+run("rollback", *store, "1")
+asked_of = files[0] if asked.small else asked.data / "test.parquet"
+run("predict", *store, asked_of, "-o", asked.out / "answers.parquet")

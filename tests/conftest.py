@@ -10,6 +10,9 @@ from perdure import Rows, Task
 
 torch.set_num_threads(1)
 
+# These tests need Keras on torch, and the real TensorFlow beside it: make test-keras.
+collect_ignore = [] if os.environ.get("KERAS_BACKEND") == "torch" else ["keras"]
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:

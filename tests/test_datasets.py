@@ -180,3 +180,81 @@ def test_arrays_are_a_dataset():
     assert repr(data) == "Dataset('mine', 4 train and 1 test rows)"
     with pytest.raises(ValueError, match="go together"):
         datasets.arrays(np.ones((4, 2)), [0] * 4, np.ones((1, 2)))
+
+
+# ---- fewer rows
+
+
+def test_fewer_rows_are_the_first_of_each_label():
+    labels = ["b", "a", "c", "a", "b", "a", "b"]
+    data = datasets.arrays(torch.arange(7.0)[:, None], labels, torch.arange(7.0)[:, None], labels)
+    part = datasets.fewer(data, train=2, test=1)
+    assert everything(part.train)[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert everything(part.test)[:, 0].tolist() == [0, 1, 2]
+    assert "5 train and 3 test rows are taken, the first of each of the labels a, b, c" in part.description
+    some = datasets.fewer(data, train=2, classes=("c", "b"))
+    assert some.train.labels == ["b", "c", "b"] and some.test.labels == ["b", "c", "b", "b"]
+    assert datasets.fewer(datasets.arrays(torch.ones(2, 1), [0, 1]), train=1).test is None
+    with pytest.raises(ValueError, match="no row has the label 'd'"):
+        datasets.fewer(data, classes=("a", "d"))
+    with pytest.raises(ValueError, match="at least 1"):
+        datasets.fewer(data, train=0)
+    with pytest.raises(ValueError, match="labels"):
+        datasets.fewer(datasets.arrays(torch.ones(2, 1), torch.rand(2, 2)))
+
+
+def test_the_same_file_may_be_train_and_test(tmp_path):
+    file = written(tmp_path / "all.parquet", image_table(count=5))
+    data = datasets.parquet(file, file)
+    assert data.test is not None and len(data.test) == 5
+
+
+# ---- the hub
+
+
+def hub_folder(path):
+    """A folder as the hub keeps small data: a Parquet file for each split."""
+    path.mkdir()
+    written(path / "train-00000-of-00001.parquet", image_table(count=5))
+    written(path / "test-00000-of-00001.parquet", image_table(count=2))
+    return path
+
+
+def test_data_of_the_hub_is_what_its_parquet_files_are(tmp_path, monkeypatch):
+    folder = hub_folder(tmp_path / "pictures")
+    if importlib.util.find_spec("datasets") is None:  # its place is taken by what we use of it
+        monkeypatch.setitem(sys.modules, "datasets", Library())
+    else:
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = datasets.hub(str(folder), columns=["year"])
+    same = datasets.parquet(*sorted(folder.glob("*.parquet"), reverse=True), columns=["year"])
+    assert data.name == "pictures" and repr(data) == "Dataset('pictures', 5 train and 2 test rows)"
+    for ours, theirs in ((data.train, same.train), (data.test, same.test)):
+        assert ours.fingerprint() == theirs.fingerprint() and ours.labels == theirs.labels
+        assert ours.column("year").tolist() == theirs.column("year").tolist()
+    assert datasets.hub(str(folder), test=None).test is None
+    with pytest.raises(ValueError, match=r"there is no column 'kind' in .*pictures, train"):
+        datasets.hub(str(folder), label="kind")
+
+
+class Library:
+    """Of the library `datasets`: load_dataset(folder, subset, split=...).with_format("arrow")[:] is a table."""
+
+    def load_dataset(self, name, subset, *, split):
+        assert subset is None
+        (self.file,) = Path(name).glob(f"{split}*.parquet")
+        return self
+
+    def with_format(self, kind):
+        assert kind == "arrow"
+        return self
+
+    def __getitem__(self, rows):
+        assert rows == slice(None)
+        return pytest.importorskip("pyarrow.parquet").read_table(self.file)
+
+
+def test_without_the_library_the_hub_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'perdure\[hf\]'"):
+        datasets.hub("uoft-cs/cifar10")

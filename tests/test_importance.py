@@ -468,6 +468,25 @@ def test_a_model_that_vmap_refuses_goes_by_hand_and_says_why():
         assert_equal(found, oracle(model, x, exact_row))
 
 
+class ChannelsLast(nn.Module):
+    """Lays its tensors out anew on the way, in each of the ways that there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4 * 9, 2)
+
+    def forward(self, x):
+        x = x.to(memory_format=torch.channels_last).permute(0, 1, 3, 2).contiguous(memory_format=torch.channels_last)
+        return self.out(self.convolution(x.clone(memory_format=torch.channels_last)).flatten(1))
+
+
+def test_channels_last_goes_by_a_gradient_per_row_too():
+    torch.manual_seed(0)
+    model, x = ChannelsLast(), torch.randn(5, 3, 5, 5)
+    found = diagonal(model, [(x, mas)], kind="absolute")
+    assert_equal(found, diagonal_by_hand(model, [(x, mas)], kind="absolute"))
+
+
 def test_an_error_of_the_probes_is_not_swallowed():
     model, x = make("mlp")
 

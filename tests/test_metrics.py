@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -194,6 +196,87 @@ def test_seeds_that_differ_are_compared_by_welch() -> None:
 def test_the_exact_interval_of_a_share_is_clopper_and_pearsons(right, rows, low, high):
     found = metrics.proportion_interval(right, rows)
     assert found == pytest.approx((low, high), abs=1e-4)
+
+
+# ---- scores and chances ----
+
+SCORED = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=30)
+
+
+def slow_auroc(scores: list[float], positive: list[bool]) -> float | None:
+    """Every pair, one by one."""
+    pairs = [
+        1.0 if a > b else 0.5 if a == b else 0.0
+        for a, yes in zip(scores, positive, strict=True)
+        for b, other in zip(scores, positive, strict=True)
+        if yes and not other
+    ]
+    return sum(pairs) / len(pairs) if pairs else None
+
+
+def slow_calibration_error(chances: list[float], positive: list[bool], bins: int) -> float:
+    """Every bin, one by one; a chance of 1 belongs to the last."""
+    total = 0.0
+    for number in range(bins):
+        low, high = number / bins, (number + 1) / bins
+        own = [
+            (p, y)
+            for p, y in zip(chances, positive, strict=True)
+            if low <= p < high or (p == 1.0 and number == bins - 1)
+        ]
+        if own:
+            chance, share = sum(p for p, _ in own) / len(own), sum(y for _, y in own) / len(own)
+            total += len(own) / len(chances) * abs(chance - share)
+    return total
+
+
+@given(SCORED)
+def test_auroc_equals_the_loop_over_all_pairs(rows: list[tuple[float, bool]]) -> None:
+    scores, positive = map(list, zip(*rows, strict=True))
+    found, slow = metrics.auroc(scores, positive), slow_auroc(scores, positive)
+    assert found == (None if slow is None else pytest.approx(slow))
+
+
+def test_auroc_by_hand() -> None:
+    # pairs: (0.8, 0.3) and (0.8, 0.5) are right, (0.5, 0.3) is, (0.5, 0.5) counts as half: 3.5 of 4
+    assert metrics.auroc([0.8, 0.5, 0.3, 0.5], [True, True, False, False]) == 0.875
+    assert metrics.auroc([1, 2], [True, True]) is None
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.auroc([math.nan, 1.0], [True, False])
+    with pytest.raises(ValueError, match="a truth a row"):
+        metrics.auroc([1.0], [True, False])
+
+
+@given(SCORED, st.sampled_from([1, 2, 4, 8]))
+def test_calibration_error_equals_the_loop_over_bins(rows: list[tuple[float, bool]], bins: int) -> None:
+    chances, positive = map(list, zip(*rows, strict=True))
+    assert metrics.calibration_error(chances, positive, bins) == pytest.approx(
+        slow_calibration_error(chances, positive, bins)
+    )
+
+
+def test_calibration_and_brier_by_hand() -> None:
+    # two bins: 0.2 and 0.4, one a positive, |0.3 - 0.5| = 0.2; 0.9, a negative: 2/3 * 0.2 + 1/3 * 0.9 = 0.4333
+    chances, truth = [0.2, 0.4, 0.9], [False, True, False]
+    assert metrics.calibration_error(chances, truth, bins=2) == pytest.approx(0.43333, abs=1e-5)
+    assert metrics.brier(chances, truth) == pytest.approx((0.04 + 0.36 + 0.81) / 3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        metrics.calibration_error([1.2], [True])
+
+
+def test_the_bootstrap_of_a_mean_is_the_textbooks_interval() -> None:
+    draws = torch.Generator().manual_seed(1)
+    values = torch.randn(400, generator=draws).numpy()
+    found = metrics.bootstrap_interval(lambda rows: float(values[rows].mean()), len(values), draws=2000)
+    half = 1.96 * values.std() / math.sqrt(len(values))  # 0.098; the percentiles of 2000 draws are off by about 0.003
+    assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.012)
+    assert found == metrics.bootstrap_interval(lambda rows: float(values[rows].mean()), len(values), draws=2000)
+
+
+def test_samples_without_a_value_are_left_out_of_the_bootstrap() -> None:
+    scores, truth = np.array([0.9, 0.1, 0.5]), np.array([True, False, False])
+    assert metrics.bootstrap_interval(lambda rows: metrics.auroc(scores[rows], truth[rows]), 3) == (1.0, 1.0)
+    assert metrics.bootstrap_interval(lambda rows: None, 3, draws=5) is None
 
 
 # ---- lists of recommendations, and ratings ----

@@ -346,10 +346,10 @@ def test_a_wrong_path_is_refused_with_the_nearest_spelling():
     normed = Own()
     normed.fc = nn.utils.parametrizations.weight_norm(normed.fc)
     with pytest.raises(TypeError, match="ParametrizedLinear"):
-        models.adapt(normed)
+        models.adapt(normed, head="fc")
     twice = models.adapt(Own())
     with pytest.raises(TypeError, match="'fc' is a Head"):
-        models.adapt(twice.network)
+        models.adapt(twice.network, head="fc")
 
 
 def test_classes_that_do_not_name_each_old_row_once_are_refused():
@@ -372,7 +372,8 @@ def test_a_head_that_is_called_on_sequences_is_refused_at_the_first_pass():
 def test_a_network_that_does_not_return_its_heads_scores_is_refused():
     class Pair(Own):
         def forward(self, x):
-            return super().forward(x), x
+            scores = super().forward(x)
+            return scores, -scores
 
     class Twice(Own):
         def forward(self, x):

@@ -13,15 +13,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each room may import from the floors below its own, and from no other. `perdure/__init__.py` is the door to all.
 FLOORS = [
     {"seeds", "spelling", "batch", "checkpoint", "fields", "clock", "lock"},
-    {"sources", "optim", "augment", "journal", "disk", "sealed"},
+    {"sources", "optim", "augment", "corruptions", "journal", "disk", "sealed"},
     {"data"},
     {"objective", "models", "memory", "labels", "datasets"},
-    {"streams", "importance", "structure"},
+    {"streams", "importance", "structure", "several"},
     {"method"},
     {"host", "training", "callbacks", "inference"},
     {"answers", "budget"},
     {"methods", "metrics", "checks", "offers"},
-    {"state", "lists"},
+    {"state", "clinical", "lists"},
     {"learner"},
     {"report", "recipes", "integrations"},
     {"experiment", "store"},

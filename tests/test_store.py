@@ -122,6 +122,15 @@ def test_flipped_labels_are_held_until_the_shift_is_accepted(copied):
     assert copied.update(odd, accept_shift=True).kind in ("promoted", "refused")
 
 
+def test_another_column_in_the_place_of_the_labels_is_held(copied):
+    table = clouds(["a", "b"], rows=100, seed=3)
+    place = table.column_names.index(LABEL)
+    odd = copied.update(table.set_column(place, LABEL, [[f"person {row}" for row in range(200)]]))
+    assert odd.kind == "held" and "is it the right column" in odd.why[0] and copied.folder.production() == 3
+    few_each = [f"new {row % 40}" for row in range(200)]
+    assert copied.update(table.set_column(place, LABEL, [few_each])).kind != "held"
+
+
 def test_right_labels_are_not_held(copied):
     assert copied.update(flipped(clouds(["a", "b", "c"], seed=3), 0.02)).kind == "promoted"
 

@@ -9,7 +9,7 @@ from perdure import Learner, Task, methods, models
 from perdure.experiment.compare import compare
 from perdure.experiment.folder import FolderError
 from perdure.experiment.results import Results
-from perdure.experiment.study import picture, study, table
+from perdure.experiment.study import course, picture, study, table
 from perdure.metrics import average_accuracy
 from perdure.streams import Stream
 
@@ -109,3 +109,43 @@ def test_table_and_picture(tmp_path):
     names = {text.firstChild.data for text in drawn.getElementsByTagName("text")}
     assert set(MAKERS) <= names
     assert drawn.getElementsByTagName("style")
+    picture(results, tmp_path / "first.svg", first_task=True)
+    (words,) = xml.dom.minidom.parse(str(tmp_path / "first.svg")).getElementsByTagName("desc")
+    kept = {
+        cell.method: 50 * sum(c.accuracy[1][0] for c in results.cells if c.method == cell.method)
+        for cell in results.cells
+    }
+    for name, share in kept.items():
+        assert f"{name} {share:.1f} % at the end" in words.firstChild.data
+
+
+def test_the_course_of_a_task_is_what_is_left_of_it_after_each(tmp_path):
+    results = study(small_stream(), MAKERS, out=tmp_path, seeds=(0,))
+    lines = course(results, "one").splitlines()
+    assert lines[0] == "| accuracy on one, % | after one | after two |"
+    for line, cell in zip(lines[2:], results.cells, strict=True):
+        first, second = (row[0] for row in cell.accuracy)
+        assert line == f"| {cell.method} | {_share(first)} | {_share(second)} |"
+    assert {line.split(" | ")[1] for line in course(results, "two").splitlines()[2:]} == {"-"}  # not known yet
+    with pytest.raises(ValueError, match="no task 'tow'; did you mean 'two'"):
+        course(results, "tow")
+
+
+def _share(value: float) -> str:
+    value *= 100
+    return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def test_each_seed_may_have_rows_of_its_own(tmp_path):
+    streams = {0: small_stream(60), 1: small_stream(40)}
+    results = study(streams.__getitem__, {"fine-tuning": made()}, out=tmp_path, seeds=(0, 1))
+    for cell in results.cells:
+        learner, matrix = made()(cell.seed), []
+        for task in streams[cell.seed]:
+            learner.learn(task)
+            matrix.append(learner.evaluate(streams[cell.seed]))
+        assert cell.accuracy == matrix
+    with pytest.raises(FolderError):
+        study(small_stream, {"fine-tuning": made()}, out=tmp_path, seeds=(60, 50))
+    with pytest.raises(ValueError, match="same tasks"):
+        study(lambda seed: small_stream()[: 2 - seed], {"fine-tuning": made()}, out=tmp_path / "odd", seeds=(0, 1))

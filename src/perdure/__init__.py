@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perdure.host import attach as attach
     from perdure.learner import Learner as Learner
     from perdure.method import Method as Method
+    from perdure.several import Several as Several
     from perdure.store.store import Store as Store
     from perdure.streams import Stream as Stream
 
@@ -28,6 +29,7 @@ _NAMES = {
     "MultiplyAdds": "budget",
     "Rows": "data",
     "Seconds": "budget",
+    "Several": "several",
     "Steps": "budget",
     "Store": "store.store",
     "Stream": "streams",
@@ -52,6 +54,7 @@ _ROOMS = (
     "objective",
     "recipes",
     "report",
+    "several",
     "streams",
 )
 

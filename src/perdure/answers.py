@@ -12,6 +12,7 @@ from perdure import inference
 from perdure.data import Batch, Columns, Label, Rows, Task, column_map
 from perdure.models import evaluating
 from perdure.objective import NUMERIC
+from perdure.several import Several
 from perdure.spelling import guess
 
 if TYPE_CHECKING:
@@ -34,13 +35,29 @@ def convert(x: Columns, device: torch.device) -> Columns:
 
 def grade(learner: Learner, rows: Rows, task: Task, infer: str | None = None) -> float | None:
     """The objective's grade on `rows` of a task; None where the task brings a label that the learner does not know."""
-    home = learner.labels.home(task.name, task.classes)
     strangeness = None if infer is None else inference.strangeness(learner, infer)
+    if strangeness is None:
+        tally = tallied(learner, rows, task)
+        return None if tally is None else learner.objective.grade(tally, len(rows))
+    if learner.labels.home(task.name, task.classes) is None:
+        return None
+    said = inferred(learner, rows, strangeness).argmax(1)
+    return float((said == rows.positions(learner.classes).cpu()).double().mean())
+
+
+def grades(learner: Learner, rows: Rows, task: Task) -> dict[str, float | None]:
+    """Each part's grade on `rows` of a task, of several objectives; None where it is not known or not labelled."""
+    if not isinstance(learner.objective, Several):
+        raise ValueError(f"the objective is {learner.objective.name!r}, which has no parts: it is for Several")
+    tally = tallied(learner, rows, task)
+    return {p.name: None for p in learner.objective.parts} if tally is None else learner.objective.grades(tally)
+
+
+def tallied(learner: Learner, rows: Rows, task: Task) -> Tensor | None:
+    """The objective's tally of `rows` of a task; None where the task brings a label that the learner does not know."""
+    home = learner.labels.home(task.name, task.classes)
     if home is None:
         return None
-    if strangeness is not None:
-        said = inferred(learner, rows, strangeness).argmax(1)
-        return float((said == rows.positions(learner.classes).cpu()).double().mean())
     number = learner.labels.revealed(task.name)
     columns = torch.tensor(home, device=learner.device)
     y = rows.positions(task.classes).to(learner.device)
@@ -53,7 +70,7 @@ def grade(learner: Learner, rows: Rows, task: Task, infer: str | None = None) ->
             batch.allowed = _allowed(learner, home, len(part))
             tally = tally + learner.objective.tally(scores, batch)
             start += len(part)
-    return learner.objective.grade(tally, len(rows))
+    return tally
 
 
 def proba(learner: Learner, x: Any, task: Task | str | None) -> tuple[Tensor, list[Label]]:
@@ -99,8 +116,12 @@ def inferred(learner: Learner, rows: Rows, strangeness: inference.Strangeness) -
     return found
 
 
-def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any] | Tensor:
-    """Probabilities as the user's own labels: a tensor of ints, a list of strings, lists of labels, or values."""
+def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> Any:
+    """Probabilities as the user's own labels: a tensor of ints, a list of strings, lists of labels, or values; of
+    several objectives a dict of these.
+    """
+    if isinstance(learner.objective, Several):
+        return learner.objective.said(answers)
     if learner.objective.name in NUMERIC:
         return answers
     if learner.objective.dense:
@@ -112,7 +133,7 @@ def labelled(learner: Learner, answers: Tensor, labels: list[Label]) -> list[Any
 
 
 def _scored(learner: Learner, rows: Rows, number: int | None) -> Iterator[tuple[Columns, Tensor]]:
-    rows.check()
+    rows.check(unlabelled=isinstance(learner.objective, Several))
     _refuse_other_bytes(learner, rows)
     with evaluating(learner.model):
         for start in range(0, len(rows), CHUNK):

@@ -11,6 +11,7 @@ from perdure import answers, structure
 from perdure.data import Columns, Rows, Task
 from perdure.method import Method
 from perdure.objective import NUMERIC, Rating
+from perdure.several import Several
 from perdure.training import Settings
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def parts(model: nn.Module, method: Method, settings: Settings) -> None:
     if settings.scenario not in method.scenarios:
         known = f"scenario {', '.join(method.scenarios)}, not" if method.scenarios else "no scenario, so not in"
         raise ValueError(f"{method.name} works in {known} {settings.scenario!r}")
-    if settings.goal.name not in method.objectives:
-        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {settings.objective!r}")
+    objective = settings.goal.name
+    if objective not in method.objectives:
+        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
     if settings.heads not in method.heads:
         raise ValueError(f'{method.name} works with heads="{method.heads[0]}", not "{settings.heads}"')
     if method.owned:
@@ -55,7 +57,9 @@ def rows(learner: Learner, task: Task) -> None:
     """Rows that hold NaN, that differ from those before, or that the model cannot take."""
     for part in (task.train, task.test, task.validation):
         if part is not None:
-            part.check()
+            part.check(unlabelled=isinstance(learner.objective, Several))
+            if isinstance(learner.objective, Several) and part.dense:
+                learner.objective.refuse(part.positions(task.classes), task.name)
     found = inputs(task.train)
     if learner.inputs is not None and found != learner.inputs:
         raise ValueError(f"task {task.name!r} has inputs {found}, earlier tasks had {learner.inputs}; they must agree")

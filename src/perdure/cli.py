@@ -61,6 +61,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_runs(commands)
     _add_proofs(commands)
+    _add_advice(commands)
     _add_views(commands)
     cli_store.add(commands)
     cli_serve.add(commands)
@@ -112,6 +113,37 @@ def _add_proofs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     tuned.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="runs/tune-NAME-METHOD unless given")
     tuned.set_defaults(command=_tune)
+
+
+def _add_advice(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    advice = commands.add_parser("advise", help="which method, from a short trial", description=_advise.__doc__)
+    advice.add_argument("experiment", type=Path, nargs="?", help="a TOML file, of which the first task is taken")
+    advice.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="tables instead, in the order of coming")
+    advice.add_argument("--label", default="label", metavar="COLUMN", help="the table's column of labels")
+    advice.add_argument("--text", metavar="COLUMN", help="the table's column of texts, where it has one")
+    advice.add_argument("--recipe", metavar="NAME", help="as in `perdure list recipes`; guessed unless given")
+    advice.add_argument(
+        "--scenario",
+        choices=["task", "domain", "class"],
+        help="task: which task a row is of is told; domain: the same labels, other inputs; class: new labels",
+    )
+    advice.add_argument(
+        "--on",
+        choices=["first-task", "first-three"],
+        default="first-task",
+        help="what to try on: pieces of the first task, or the first three tasks of an experiment, which show more",
+    )
+    advice.add_argument("--task-known", action="store_true", help="the same as --scenario task")
+    advice.add_argument("--no-rows-kept", action="store_true", help="rows of the past may not be stored")
+    advice.add_argument("--memory", metavar="SIZE", help="what may be kept beside the model, as in 20MB")
+    advice.add_argument("--time", type=float, metavar="SECONDS", help="for the first task, to learn and consolidate")
+    advice.add_argument("--pretrained", action="store_true", help="the network's body is trained already")
+    advice.add_argument("--build", metavar="MODULE:FUNCTION", help="makes your own network, with its trained body")
+    advice.add_argument("--trial-seconds", type=float, default=300, metavar="N", help="the trial's; 300 unless given")
+    advice.add_argument("--seeds", type=int, default=2, metavar="N", help="of the trial; 2 unless given")
+    advice.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in training.epochs=2")
+    advice.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes on; runs/advise-NAME unless given")
+    advice.set_defaults(command=_advise)
 
 
 def _add_views(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -195,6 +227,48 @@ def _tune(arguments: argparse.Namespace) -> int:
         plan, arguments.method, arguments.scenario, out, _console(), ranges=ranges or None, on=arguments.on,
         trials=arguments.trials, seeds=range(arguments.seeds),
     )  # fmt: skip
+    return DONE
+
+
+def _advise(arguments: argparse.Namespace) -> int:
+    """A method for your stream, from what you allow and a short trial on pieces of the first task; test rows are not
+    read. Stopped, the same command goes on.
+    """
+    from perdure.experiment import asked
+    from perdure.experiment.advise import advise
+    from perdure.experiment.candidates import Needs
+    from perdure.experiment.config import load
+    from perdure.experiment.settings import RequestError
+
+    if (arguments.experiment is None) == (arguments.data is None):
+        raise RequestError("say what is to be learnt: an experiment's TOML file, or --data FILE --label COLUMN")
+    scenario = "task" if arguments.task_known else arguments.scenario
+    if scenario is None or (arguments.task_known and arguments.scenario not in (None, "task")):
+        raise RequestError(
+            "say what is to come: --scenario class (new labels), --scenario domain (the same labels, other inputs), or "
+            "--task-known (which task a row is of is told)"
+        )
+    if arguments.data is None:
+        about = asked.of_plan(load(arguments.experiment, arguments.set), arguments.on)
+    else:
+        about = asked.of_tables(arguments.data, arguments.label, arguments.recipe, arguments.text)
+    build = cli_store.built(arguments)
+    if arguments.pretrained and build is None:
+        raise RequestError("--pretrained needs --build MODULE:FUNCTION, which makes your trained network")
+    memory = None if arguments.memory is None else asked.size(arguments.memory)
+    needs = Needs(scenario, not arguments.no_rows_kept, memory, arguments.time, arguments.pretrained)
+    console = _console()
+    try:
+        advice = advise(
+            about.first, asked.growing(build) if build else about.model, needs, training=about.training,
+            known=about.known, seeds=range(arguments.seeds), seconds=arguments.trial_seconds,
+            out=arguments.out or Path("runs") / f"advise-{about.name}-{scenario}-{arguments.on}",
+            say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        console.print(f"go on with: perdure {shlex.join(arguments.words)}", markup=False, soft_wrap=True)
+        return INTERRUPTED
+    print(f"\n{advice}")
     return DONE
 
 

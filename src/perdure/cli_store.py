@@ -104,9 +104,11 @@ def _init(arguments: argparse.Namespace) -> int:
     changes = _changes(arguments.set)
     keep, method = not arguments.no_rows_kept, changes.get("method", {})
     try:
+        recipe = _recipe(arguments, changes.get("recipe", {}))
+        usual = {} if "name" in method else default_method(keep, recipe).settings()
         settings: dict[str, Any] = {
-            "recipe": _recipe(arguments, changes.get("recipe", {})),
-            "method": methods.build({**({} if "name" in method else default_method(keep).settings()), **method}),
+            "recipe": recipe,
+            "method": methods.build({**usual, **method}),
             "rules": Rules(**changes.get("rules", {})),
         }
     except (TypeError, ValueError) as error:

@@ -214,14 +214,18 @@ class Rows:
         """Bytes that the inputs of all rows take, as `read` gives them."""
         return column_bytes(self._first) * len(self)
 
-    def check(self) -> None:
-        """Refuse rows with NaN or infinity in x or in a float y; scanned once, in pieces, and remembered by views."""
+    def check(self, unlabelled: bool = False) -> None:
+        """Refuse rows with NaN or infinity in x or in a float y; scanned once, in pieces, and remembered by views.
+
+        With `unlabelled`, NaN in y stands for a label that is not known.
+        """
         if self._checked:
             return
         floats = any(column.is_floating_point() for column in column_list(self._first))
         healthy = torch.ones(len(self), dtype=torch.bool)
         if self.dense:
-            healthy &= _finite_rows(self._y()).cpu()
+            y = self._y()
+            healthy &= _finite_rows(y.where(~y.isnan(), 0.0) if unlabelled else y).cpu()
         if floats:
             step = max(1, SCAN_BYTES // max(1, column_bytes(self._first)))
             for start in range(0, len(self), step):

@@ -1,4 +1,4 @@
-"""Named real data: MNIST, which ships with the package, CIFAR-10, MovieLens, any Parquet file, any arrays."""
+"""Named real data: MNIST, which ships inside, CIFAR-10, MovieLens, any Parquet file, the hub by name, any arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perdure.data import Rows
+from perdure.data import Label, Rows, class_names
 from perdure.sources import image
 
 MNIST_TRAIN, MNIST_ROWS = 60_000, 70_000
@@ -114,17 +114,75 @@ def parquet(
     label    the column of labels
     columns  columns to keep by name, for `streams.by_column` and `streams.by_time`
     """
-    wanted = [x] if isinstance(x, str) else x
-    parts = [_rows(source, wanted, label, columns) for source in (train, test) if source is not None]
-    lossy = any(is_lossy for _, is_lossy in parts)
+    read = _optional("pyarrow.parquet").read_table
     first = Path(train if isinstance(train, str | Path) else train[0])
-    sizes = f"{len(parts[0][0])} train and {len(parts[1][0]) if test is not None else 'no'} test rows."
-    return Dataset(
-        name or first.stem,
-        parts[0][0],
-        parts[1][0] if test is not None else None,
-        sizes + (" The images are JPEG, which is lossy: results differ a little from the original's." if lossy else ""),
-    )
+    parts = [part for part in (train, test) if part is not None]
+    tables = [(str(part), read(part if isinstance(part, str | Path) else list(part))) for part in parts]
+    return _of_tables(name or first.stem, tables, x, label, columns)
+
+
+def hub(
+    name: str,
+    *,
+    subset: str | None = None,
+    train: str = "train",
+    test: str | None = "test",
+    x: str | Sequence[str] | None = None,
+    label: str = "label",
+    columns: Sequence[str] = (),
+) -> Dataset:
+    """Images or numbers from the Hugging Face hub by name, `hub("uoft-cs/cifar10")`, or a folder like one (extra: hf).
+
+    subset       the hub's configuration, where a data set has several
+    train, test  the names of the splits; test=None: there is none
+    x, label, columns  as for `parquet`
+    """
+    try:
+        load = import_module("datasets").load_dataset
+    except ImportError as error:
+        raise ImportError("data by their name on the hub need datasets: pip install 'perdure[hf]'") from error
+    splits = [split for split in (train, test) if split is not None]
+    tables = [(f"{name}, {split}", load(name, subset, split=split).with_format("arrow")[:]) for split in splits]
+    return _of_tables(name.rpartition("/")[2], tables, x, label, columns)
+
+
+def _of_tables(
+    name: str, tables: list[tuple[str, Any]], x: str | Sequence[str] | None, label: str, columns: Sequence[str]
+) -> Dataset:
+    """A dataset of one Arrow table, or two, each with what errors call it."""
+    wanted = [x] if isinstance(x, str) else x
+    parts = [_rows(table, source, wanted, label, columns) for source, table in tables]
+    test = parts[1][0] if len(parts) > 1 else None
+    words = f"{len(parts[0][0])} train and {'no' if test is None else len(test)} test rows."
+    if any(lossy for _, lossy in parts):
+        words += " The images are JPEG, which is lossy: results differ a little from the original's."
+    return Dataset(name, parts[0][0], test, words)
+
+
+def fewer(
+    dataset: Dataset, *, train: int | None = None, test: int | None = None, classes: Sequence[Label] | None = None
+) -> Dataset:
+    """The first `train` and `test` rows of each label (None: all), of these labels (None: of all): to try things."""
+    labels = dataset.train.classes if classes is None else class_names(classes)
+    rows = _first(dataset.train, labels, train)
+    tests = None if dataset.test is None else _first(dataset.test, labels, test)
+    counts = f"{len(rows)} train and {'no' if tests is None else len(tests)} test rows"
+    words = f"Of these {counts} are taken, the first of each of the labels {', '.join(map(str, labels))}."
+    return replace(dataset, train=rows, test=tests, description=f"{dataset.description} {words}".strip())
+
+
+def _first(rows: Rows, labels: Sequence[Label], most: int | None) -> Rows:
+    """The first `most` rows of each label, in the order of the rows."""
+    if most is not None and most < 1:
+        raise ValueError(f"at least 1 row of each label is taken; got {most}")
+    if rows.dense or not rows.classes:
+        raise ValueError("only rows with one label each can be taken by their labels; y is a float or missing")
+    own = rows.positions(rows.classes)
+    for label in labels:
+        if label not in rows.classes:
+            raise ValueError(f"no row has the label {label!r}; the labels are {rows.classes}")
+    chosen = [(own == rows.classes.index(label)).nonzero()[:most, 0] for label in labels]
+    return rows.select(torch.cat(chosen).sort().values)
 
 
 def _optional(module: str) -> Any:
@@ -134,9 +192,8 @@ def _optional(module: str) -> Any:
         raise ImportError("Parquet files need pyarrow and pillow: pip install 'perdure[data]'") from error
 
 
-def _rows(source: Files, x: Sequence[str] | None, label: str, columns: Sequence[str]) -> tuple[Rows, bool]:
-    """The rows of one Parquet file or several, and whether their images are lossy."""
-    table = _optional("pyarrow.parquet").read_table(source if isinstance(source, str | Path) else list(source))
+def _rows(table: Any, source: str, x: Sequence[str] | None, label: str, columns: Sequence[str]) -> tuple[Rows, bool]:
+    """The rows of an Arrow table, and whether their images are lossy."""
     there = table.column_names
     for name in (label, *columns, *(x or ())):
         if name not in there:

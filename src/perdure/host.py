@@ -15,8 +15,9 @@ from perdure.clock import Clock
 from perdure.data import Batch, Columns, Rows, Task, column_map
 from perdure.memory import Reservoir
 from perdure.method import EXCLUSIVE, Method, mark, overrides
-from perdure.objective import Objective, named
+from perdure.objective import Objective
 from perdure.seeds import seeded
+from perdure.several import Several, goal
 
 
 def attach(
@@ -24,7 +25,7 @@ def attach(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    objective: str = "classification",
+    objective: str | Several = "classification",
     trained: bool = False,
     seed: int = 0,
 ) -> Attached:
@@ -77,7 +78,116 @@ class HostBase:
                 self.generator(name, "cpu" if device == "cpu" else None).set_state(saved.cpu())
 
 
-class Attached(HostBase):
+class Outside(HostBase):
+    """What a host offers in a loop that is not ours: every data set is a task, and a label is its column.
+
+    Raises ValueError for a method that must own the loop, or that another learner or loop has.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        objective: str | Several,
+        device: torch.device,
+        trained: bool,
+        seed: int,
+    ) -> None:
+        for hook in EXCLUSIVE:
+            if overrides(method, hook):
+                raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
+        learnt = goal(objective)
+        if method.owned:
+            raise ValueError(f"this {method.name} belongs to another learner or loop already: make a new one")
+        if learnt.name not in method.objectives:
+            raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {learnt.name!r}")
+        super().__init__(model, method, learnt, device, seed)
+        self._columns = None if trained else 0
+        method.owned = True
+
+    def learnt(self, train: Rows) -> None:
+        """The data set is learnt: the method consolidates on some of its rows, and the clock goes on."""
+        classes = None if self.objective.dense else range(max(map(int, train.classes), default=0) + 1)
+        self.method.end(self, Task(train, name=self.clock.name, classes=classes))
+        if self._columns is not None:
+            self._columns = max(self._columns, len(classes)) if classes and train.classes else None
+        self.clock.close()
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the model and the optimizer, which are their owner's to save."""
+        mark(self.method)
+        return {
+            "method": repr(self.method),
+            "clock": dict(vars(self.clock)),
+            "memory": self.method.state(),
+            "generators": self.chance(),
+            "seed": self.seed,
+            "columns": self._columns,
+        }
+
+    def load_state(self, tree: dict[str, Any], origin: str) -> None:
+        """Puts back what `state` gave, into the same method with the same settings. Raises CheckpointError."""
+        if tree["method"] != repr(self.method):
+            raise checkpoint.CheckpointError(f"{origin} is of {tree['method']}, and this is {self.method!r}")
+        self.clock = Clock(**tree["clock"])
+        self.method.load_state(checkpoint.placed(tree["memory"], self.device))
+        self.set_chance(tree["generators"])
+        self.seed, self._columns = tree["seed"], tree["columns"]
+
+    @property
+    def number(self) -> int:
+        """Every data set is a task."""
+        return self.clock.task
+
+    @property
+    def columns(self) -> int | None:
+        """Up to the last column that a label of a data set so far stood for; None where labels don't tell."""
+        return self._columns
+
+    def read(self, rows: Rows, index: Tensor) -> Batch:
+        """Rows of the open data set."""
+        x = column_map(lambda column: column.to(self.device), rows.read(index))
+        y = None
+        if rows.classes:
+            y = rows.positions(rows.classes if rows.dense else range(int(max(map(int, rows.classes))) + 1))[index]
+        task = torch.full((len(index),), self.clock.task, device=self.device)
+        return Batch(x=x, y=None if y is None else y.to(self.device), task=task)
+
+    def ready(self, batch: Batch) -> Batch:
+        """With columns: a label is its column."""
+        columns = batch.y
+        if self.objective.dense:
+            width = 0 if batch.y is None else batch.y.shape[1]
+            columns = torch.arange(width, device=self.device).expand(len(batch), -1)
+        return replace(batch, columns=columns)
+
+    @property
+    def meanings(self) -> list[Any]:
+        """A column is its label."""
+        return list(range(self._columns or 0))
+
+    def labelled(self, batch: Batch, column: Tensor) -> Batch:
+        """A column is its label."""
+        return replace(batch, y=column)
+
+    def column_groups(self, columns: int) -> list[Tensor]:
+        """All in one."""
+        return [torch.arange(columns, device=self.device)]
+
+    def balance_key(self, batch: Batch) -> Tensor:
+        """The label."""
+        if batch.y is None or self.objective.dense:
+            raise ValueError("a class-balanced memory needs one label a row")
+        return batch.y
+
+    def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
+        """Not counted in a loop that is not ours."""
+
+    def judge_anew(self) -> None:
+        """A loop that is not ours stops when it will."""
+
+
+class Attached(Outside):
     """A host in a plain loop. For every new data set: `begin`, then for every batch, in this order,
 
         x, y = memory.replay(x, y)
@@ -100,26 +210,16 @@ class Attached(HostBase):
         method: Method,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        objective: str,
+        objective: str | Several,
         trained: bool,
         seed: int,
     ) -> None:
-        for hook in EXCLUSIVE:
-            if overrides(method, hook):
-                raise ValueError(f"{method.name} owns `{hook}`, so it needs our loop: use perdure.Learner")
-        goal = named(objective)
-        if method.owned:
-            raise ValueError(f"this {method.name} belongs to another learner or loop already: make a new one")
-        if goal.name not in method.objectives:
-            raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
-        device = next(model.parameters()).device
-        super().__init__(model, method, goal, device, seed)
-        self.optimizer = optim.make(optimizer, model)
-        self._columns = None if trained else 0
+        made = optim.make(optimizer, model)
+        super().__init__(method, model, objective, next(model.parameters()).device, trained, seed)
+        self.optimizer = made
         self._batch: Batch | None = None
         self._next = "begin"
         self._weighed = False
-        method.owned = True
 
     # ---- the calls in the loop ----
 
@@ -186,91 +286,19 @@ class Attached(HostBase):
         inputs as the model takes them.
         """
         self._expect("consolidate", "begin")
-        train = _sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task))
-        classes = None if self.objective.dense else range(max(map(int, train.classes), default=0) + 1)
-        self.method.end(self, Task(train, name=self.clock.name, classes=classes))
-        if self._columns is not None:
-            self._columns = max(self._columns, len(classes)) if classes and train.classes else None
-        self.clock.close()
+        self.learnt(sample_of(rows, count, seeded(self.seed, "consolidate", self.clock.task)))
 
     # ---- state ----
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes what the method has learnt, as one safetensors file. The model and the optimizer are yours to save."""
-        mark(self.method)
-        checkpoint.write(path, {
-            "method": repr(self.method),
-            "clock": vars(self.clock),
-            "memory": self.method.state(),
-            "generators": self.chance(),
-            "seed": self.seed,
-            "columns": self._columns,
-            "next": self._next,
-        }, "memory")  # fmt: skip
+        checkpoint.write(path, {**self.state(), "next": self._next}, "memory")
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Puts back what `save` wrote, into the same method with the same settings. Raises CheckpointError."""
         tree = checkpoint.read(path, "memory")
-        if tree["method"] != repr(self.method):
-            raise checkpoint.CheckpointError(f"{path} is of {tree['method']}, and this is {self.method!r}")
-        self.clock = Clock(**tree["clock"])
-        self.method.load_state(checkpoint.placed(tree["memory"], self.device))
-        self.set_chance(tree["generators"])
-        self.seed, self._columns, self._next, self._batch = tree["seed"], tree["columns"], tree["next"], None
-
-    # ---- what a host offers ----
-
-    @property
-    def number(self) -> int:
-        """Every data set is a task."""
-        return self.clock.task
-
-    @property
-    def columns(self) -> int | None:
-        """Up to the last column that a label of a data set so far stood for; None where labels don't tell."""
-        return self._columns
-
-    def read(self, rows: Rows, index: Tensor) -> Batch:
-        """Rows of the open data set."""
-        x = column_map(lambda column: column.to(self.device), rows.read(index))
-        y = None
-        if rows.classes:
-            y = rows.positions(rows.classes if rows.dense else range(int(max(map(int, rows.classes))) + 1))[index]
-        task = torch.full((len(index),), self.clock.task, device=self.device)
-        return Batch(x=x, y=None if y is None else y.to(self.device), task=task)
-
-    def ready(self, batch: Batch) -> Batch:
-        """With columns: a label is its column."""
-        columns = batch.y
-        if self.objective.dense:
-            width = 0 if batch.y is None else batch.y.shape[1]
-            columns = torch.arange(width, device=self.device).expand(len(batch), -1)
-        return replace(batch, columns=columns)
-
-    @property
-    def meanings(self) -> list[Any]:
-        """A column is its label."""
-        return list(range(self._columns or 0))
-
-    def labelled(self, batch: Batch, column: Tensor) -> Batch:
-        """A column is its label."""
-        return replace(batch, y=column)
-
-    def column_groups(self, columns: int) -> list[Tensor]:
-        """All in one."""
-        return [torch.arange(columns, device=self.device)]
-
-    def balance_key(self, batch: Batch) -> Tensor:
-        """The label."""
-        if batch.y is None or self.objective.dense:
-            raise ValueError("a class-balanced memory needs one label a row")
-        return batch.y
-
-    def spend(self, forward: int, backward: int = 0, other: int = 0) -> None:
-        """Not counted in a loop that is not ours."""
-
-    def judge_anew(self) -> None:
-        """A loop that is not ours stops when it will."""
+        self.load_state(tree, str(path))
+        self._next, self._batch = tree["next"], None
 
     # ---- inside ----
 
@@ -288,7 +316,7 @@ class Attached(HostBase):
         return self._batch
 
 
-def _sample_of(rows: Any, count: int, seed: int) -> Rows:
+def sample_of(rows: Any, count: int, seed: int) -> Rows:
     """`count` random rows of a loader, in one pass; other data as it is."""
     if isinstance(rows, (Rows, tuple, Tensor, dict, torch.utils.data.Dataset)) or not isinstance(rows, Iterable):
         return Rows.of(rows)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from perdure.data import Columns, column_length, column_map
 from perdure.models.head import Head
@@ -209,7 +210,8 @@ class _Survey:
         for probe in probes:
             for start in range(0, len(probe), step):
                 part = slice(start, start + step)
-                with sdpa_kernel(SDPBackend.MATH):  # the fused attentions are not batched by vmap, but looped over
+                # The fused attentions are not batched by vmap, but looped over.
+                with sdpa_kernel(SDPBackend.MATH), _AnyLayout():
                     gradients = each(dict(self.wanted), _rows(x, part), probe[part])
                 for name, gradient in gradients.items():
                     sums[name] += self.size(gradient).sum(0)
@@ -254,6 +256,20 @@ class _Survey:
                     f"on two rows, {name} is {float(gap):.1e} away from the plain backward (limit {float(limit):.1e}); "
                     "is it used outside its own layer too, or do the rows of a batch influence each other?"
                 )
+
+
+_LAYOUT = "memory_format"
+
+
+class _AnyLayout(TorchFunctionMode):
+    """Where memory is laid out otherwise (channels last), no value changes, and vmap knows of no such layout."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.contiguous, Tensor.to, Tensor.clone) and len(args) == 1 and set(kwargs or ()) == {_LAYOUT}:
+            return args[0] if func == Tensor.to else func(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _survey(model: nn.Module, kind: Kind, names: Collection[str] | None, max_bytes: int) -> _Survey:

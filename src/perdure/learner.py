@@ -22,6 +22,7 @@ from perdure.method import Method
 from perdure.models.modes import learning
 from perdure.offers import Offers
 from perdure.seeds import seeded
+from perdure.several import Several, recorded
 from perdure.training import Cost, Finite, Settings, Stopper, batches_of, hold_out
 
 __all__ = ["Callback", "Learner"]
@@ -36,7 +37,8 @@ class Learner(Offers):
 
     scenario    "class": one column a label, task hidden; "domain": one head, a label's column is its position in
                 `task.classes`; "task": a head a task, task revealed (heads="shared": one column a label)
-    objective   "classification" | "multi-label" | "regression" | "rating" (1 to 5; "rating:0:10") | "ranking"
+    objective   "classification" | "multi-label" | "regression" | "rating" (1 to 5; "rating:0:10") | "ranking", or
+                `Several({...})` of the first three
     epochs      passes over a task's rows; steps: optimizer steps a task instead, however many passes they make
     budget      Steps(n), Seconds(60) or MultiplyAdds(n) a task instead, consolidation included: see `perdure.budget`
     optimizer   "adam" | "adamw" | "sgd", {"name": "sgd", "lr": 0.1}, a function of the parameters, or an optimizer
@@ -58,7 +60,7 @@ class Learner(Offers):
         method: Method,
         *,
         scenario: str,
-        objective: str = "classification",
+        objective: str | Several | dict[str, Any] = "classification",
         heads: str = "separate",
         epochs: int = 1,
         steps: int | None = None,
@@ -81,8 +83,8 @@ class Learner(Offers):
         self.schedule = optim.Schedule.of(schedule)
         account = Account.of(budget, steps)
         self.settings = Settings(
-            scenario, objective, heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate, precision,
-            validation, patience, optim.recorded(optimizer), account.settings,
+            scenario, recorded(objective), heads, epochs, batch_size, seed, self.schedule.settings(), clip, accumulate,
+            precision, validation, patience, optim.recorded(optimizer), account.settings,
         )  # fmt: skip
         checks.parts(model, method, self.settings)
         given, model = model, method.remodel(model)
@@ -256,8 +258,18 @@ class Learner(Offers):
             row = [answers.grade(self, task.test, task, infer) for task in tasks if task.test is not None]
         return row[0] if isinstance(stream, Task) else row
 
-    def predict(self, x: Any, task: Task | str | None = None) -> list[Any] | Tensor:
-        """The user's own labels: a tensor of ints, a list of strings, or lists of labels; for regression the values.
+    def evaluate_parts(self, stream: Iterable[Task]) -> dict[str, list[float | None]]:
+        """Of several objectives each one's grades on the tasks' test rows, by name: rows of their accuracy matrices.
+
+        None where the task is not known, or no row of it is labelled for the part.
+        """
+        with self.cost.timed("evaluate_seconds"):
+            found = [answers.grades(self, task.test, task) for task in stream if task.test is not None]
+        return {name: [grades[name] for grades in found] for name in found[0]} if found else {}
+
+    def predict(self, x: Any, task: Task | str | None = None) -> Any:
+        """The user's own labels: a tensor of ints, a list of strings, or lists of labels; for regression the values;
+        for several objectives a dict of these.
 
         Scenario "task" needs `task`: a known one, or "entropy" or "nearest-mean" to infer it, see `perdure.inference`.
         """

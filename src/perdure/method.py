@@ -122,7 +122,9 @@ class Method:
     paper: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain", "class")
-    objectives: ClassVar[tuple[str, ...]] = ("classification", "multi-label", "regression", "rating", "ranking")
+    objectives: ClassVar[tuple[str, ...]] = (
+        "classification", "multi-label", "regression", "several", "rating", "ranking",
+    )  # fmt: skip
     heads: ClassVar[tuple[str, ...]] = ("separate", "shared")  # in scenario "task"
     upper_bound: ClassVar[bool] = False
     witness: ClassVar[bool] = False  # traces the training: first in `project`, last in `after_step`

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from perdure.callbacks import Callback
 from perdure.data import Task
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from perdure.learner import Learner
 
 Accuracies = Sequence[float | None]
+Numbers = Sequence[float] | npt.NDArray[np.floating[Any]]
+Truths = Sequence[bool] | npt.NDArray[np.bool_]
 Matrix = Sequence[Accuracies]  # R[i][j]: accuracy on task j after learning task i; None: not known or not asked
 
 
@@ -56,6 +60,23 @@ class Record(Callback):
         self.accuracy.append(learner.evaluate(self.stream))
         if learner.clock.task == len(self.stream) - 1 and learner.settings.scenario == "task":
             self.inferred = {way: fmean(learner.evaluate(self.stream, infer=way)) for way in self.infer}
+
+
+@dataclass(eq=False)
+class RecordParts(Callback):
+    """Fills in an accuracy matrix for each of several objectives; travels in the learner's state.
+
+    stream    the tasks to evaluate on, all of them, after each one
+    matrices  by the part's name; `forgetting(record.matrices["digit"])` is the forgetting of one objective
+    """
+
+    stream: Sequence[Task]
+    matrices: dict[str, list[list[float | None]]] = memory(dict)
+
+    def after_task(self, learner: Learner, task: Task) -> None:
+        """Notes a row of each matrix."""
+        for name, row in learner.evaluate_parts(self.stream).items():
+            self.matrices.setdefault(name, []).append(row)
 
 
 class Evaluation(TypedDict):
@@ -238,6 +259,71 @@ def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -
         solve(successes - 1, 1 - tail) if successes else 0.0,
         solve(successes, tail) if successes < trials else 1.0,
     )
+
+
+def auroc(scores: Numbers, positive: Truths) -> float | None:
+    """The area under the ROC curve: of all pairs (positive, negative) the share whose positive scores higher.
+
+    Ties count as half. By ranks (Mann & Whitney 1947; Hanley & McNeil 1982). None where all are of one kind.
+    """
+    values, truth = _scored(scores, positive)
+    many, few = int(truth.sum()), int((~truth).sum())
+    if not many or not few:
+        return None
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # of those that tie, the mean of their ranks
+    return (float(ranks[truth].sum()) - many * (many + 1) / 2) / (many * few)
+
+
+def brier(chances: Numbers, positive: Truths) -> float:
+    """Mean of (chance - truth)^2, truth being 1 or 0: 0 is perfect, 0.25 says one half of everybody (Brier 1950)."""
+    values, truth = _scored(chances, positive)
+    return float(np.square(values - truth).mean())
+
+
+def calibration_error(chances: Numbers, positive: Truths, bins: int = 10) -> float:
+    """Expected calibration error: sum over bins of (rows in the bin / rows) * |mean chance - share of positives|.
+
+    The bins are [0, 1/bins), ..., [1 - 1/bins, 1] of the chance of being positive (Naeini et al. 2015). Few rows make
+    it large by chance alone: a bin of n rows is off by about sqrt(p (1 - p) / n) where nothing is wrong.
+    """
+    values, truth = _scored(chances, positive)
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(f"chances lie between 0 and 1, found {values.min():g} to {values.max():g}")
+    place = np.minimum((values * bins).astype(np.int64), bins - 1)
+    return float(np.abs(np.bincount(place, values - truth, bins)).sum() / len(values))
+
+
+def bootstrap_interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float | None],
+    rows: int,
+    *,
+    draws: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The percentile interval of a statistic of rows (Efron 1979): what it is on `draws` samples of as many rows.
+
+    statistic  called with row numbers [rows], drawn with replacement; a sample of which it says None is left out
+
+    None where no sample has a value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    samples = (torch.randint(rows, (rows,), generator=generator).numpy() for _ in range(draws))
+    found = [value for sample in samples if (value := statistic(sample)) is not None]
+    if not found:
+        return None
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _scored(scores: Numbers, positive: Truths) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if values.shape != truth.shape or values.ndim != 1 or not len(values):
+        raise ValueError(f"a score a row and a truth a row, found {values.shape} and {truth.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("some scores are NaN or infinite")
+    return values, truth
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, overload
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perdure.corruptions import CLEAR, CONDITIONS, Corruption
 from perdure.data import Columns, Label, Rows, Task, class_names
 
 TEST_SHARE = 0.2  # of each period, where a dataset has no test rows
@@ -155,6 +156,49 @@ def rotated(dataset: Source, tasks: int = 5, *, degrees: float = 180.0) -> Strea
         description=f"{tasks} tasks, each all of {dataset.name} turned by a fixed angle: "
         f"{', '.join(f'{angle:g}' for angle in angles)} degrees.",
     )
+
+
+def corrupted(
+    dataset: Source,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+    *,
+    severity: int = 3,
+    seed: int = 0,
+    apart: bool = False,
+) -> Stream:
+    """Each task shows the images in one condition: "clear", "fog", "night", "rain", "blur" (`perdure.corruptions`).
+
+    severity  1 to 5
+    seed      of the weather, and of the dealing
+    apart     train rows are dealt out, so that every task brings photographs of its own; test rows are the same in all
+    """
+    _check_source(dataset, len(conditions))
+    if len(_tensor_shape(dataset.train, "corrupted")) != 3:
+        raise ValueError(f"corrupted needs images of shape [c, h, w]; these rows have shape {dataset.train.shape}")
+    changes = [Corruption(condition, severity, seed) for condition in conditions]
+    if apart and len(dataset.train) < len(changes):
+        raise ValueError(f"{len(dataset.train)} train rows cannot be dealt to {len(changes)} tasks; leave apart out")
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(seed))
+    made = []
+    for number, change in enumerate(changes):
+        train = dataset.train.select(order[number :: len(changes)].sort().values) if apart else dataset.train
+        made.append(_mapped(dataset, None if change.condition == CLEAR else change, change.condition, train))
+    part = "some of the train rows" if apart else "all"
+    return Stream(
+        made,
+        name=f"corrupted-{dataset.name}",
+        description=f"{len(made)} tasks, each {part} of {dataset.name} as it looks in one condition of severity "
+        f"{severity} (seed {seed}): {', '.join(task.name for task in made)}.",
+    )
+
+
+def held(stream: Stream) -> Stream:
+    """The same stream with every row read once and kept in memory: faster where rows are mapped or lie on a disk."""
+    made = []
+    for task in stream:
+        test, validation = (None if rows is None else _held(rows) for rows in (task.test, task.validation))
+        made.append(Task(_held(task.train), test, validation=validation, name=task.name, classes=task.classes))
+    return Stream(made, name=stream.name, description=stream.description)
 
 
 def by_column(dataset: Source, column: str) -> Stream:
@@ -345,11 +389,17 @@ def _tensor_shape(rows: Rows, name: str) -> tuple[int, ...]:
     return rows.shape
 
 
-def _mapped(dataset: Source, fn: _Permutation | _Rotation | None, name: str) -> Task:
-    train, test = dataset.train, dataset.test
+def _mapped(dataset: Source, fn: Callable[[Columns], Columns] | None, name: str, train: Rows | None = None) -> Task:
+    train, test = dataset.train if train is None else train, dataset.test
     if fn is not None:
         train, test = train.map(fn), None if test is None else test.map(fn)
     return Task(train, test, name=name, classes=dataset.train.classes)
+
+
+def _held(rows: Rows) -> Rows:
+    y = None if not rows.classes else torch.tensor(rows.labels) if rows.dense else rows.labels
+    columns = {name: rows.column(name) for name in rows.column_names}
+    return Rows(rows.read(slice(0, len(rows))), y, columns=columns, classes=rows.classes if rows.dense else None)
 
 
 def _column(rows: Rows, column: str) -> npt.NDArray[Any]:

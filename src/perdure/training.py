@@ -16,9 +16,10 @@ from perdure.clock import Clock
 from perdure.data import Rows, Task, chunks
 from perdure.labels import SCENARIOS
 from perdure.method import memory
-from perdure.objective import NUMERIC, Objective, named
+from perdure.objective import NUMERIC, Objective
 from perdure.optim import Schedule
 from perdure.seeds import seeded
+from perdure.several import goal
 from perdure.spelling import one_of
 
 PRECISIONS = ("fp32", "bf16")
@@ -30,7 +31,7 @@ class Settings:
     """The Learner's settings as plain values, from which its state rebuilds it."""
 
     scenario: str
-    objective: str
+    objective: str | dict[str, Any]
     heads: str
     epochs: int
     batch_size: int
@@ -46,7 +47,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
-        named(self.objective)
+        goal(self.objective)
         one_of("heads", self.heads, HEADS)
         one_of("precision", self.precision, PRECISIONS)
         for name in ("epochs", "batch_size", "accumulate"):
@@ -57,8 +58,10 @@ class Settings:
                 raise ValueError("patience needs validation rows: set validation=0.1, or another share of each task")
         if self.heads == "shared" and self.scenario != "task":
             raise ValueError(f'heads="shared" is for scenario "task"; scenario {self.scenario!r} has one head already')
-        if self.scenario == "class" and self.goal.name in NUMERIC:
+        if self.scenario == "class" and self.goal.name in (*NUMERIC, "several"):
             raise ValueError(f'{self.goal.name} has no classes to add: use scenario "domain" or "task"')
+        if self.heads == "shared" and self.goal.name == "several":
+            raise ValueError('several objectives have a head a task, or are learnt in scenario "domain"')
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; it is the largest gradient norm, above 0")
         if self.validation is not None and not 0 <= self.validation < 1:
@@ -68,7 +71,7 @@ class Settings:
     @property
     def goal(self) -> Objective:
         """The objective itself."""
-        return named(self.objective)
+        return goal(self.objective)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import DirectoryPath, FilePath
 
 from perdure import datasets, streams
+from perdure.corruptions import CONDITIONS
 from perdure.streams import Stream
 
 Order = list[int] | list[list[int]] | None
@@ -36,6 +37,14 @@ def blurry_mnist(tasks: int = 5, blur: float = 0.1, seed: int = 0) -> Stream:
 def split_cifar10(path: DirectoryPath, tasks: int = 5, seed: int | None = None, classes: Order = None) -> Stream:
     """CIFAR-10 cut into tasks of two classes; `path` is the folder with its train and test Parquet files."""
     return streams.split(datasets.cifar10(path), tasks, seed=seed, classes=classes)
+
+
+def corrupted_cifar10(
+    path: DirectoryPath, conditions: list[str] | None = None, severity: int = 3, seed: int = 0, apart: bool = True
+) -> Stream:
+    """CIFAR-10 in the clear, in fog, at night, in rain, blurred; `apart`: each condition has train rows of its own."""
+    data = datasets.cifar10(path)
+    return streams.corrupted(data, conditions or tuple(CONDITIONS), severity=severity, seed=seed, apart=apart)
 
 
 def parquet(
@@ -91,5 +100,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "rotated-mnist": Benchmark(rotated_mnist, ("task", "domain"), _MLP, _DIGITS),
     "blurry-mnist": Benchmark(blurry_mnist, ("class",), _MLP, _DIGITS, 10),
     "split-cifar10": Benchmark(split_cifar10, ("task", "domain", "class"), {"name": "resnet18"}, (3, 32, 32), 10),
+    "corrupted-cifar10": Benchmark(corrupted_cifar10, ("task", "domain"), {"name": "resnet18"}, (3, 32, 32), 10),
     "parquet": Benchmark(parquet, ("task", "domain", "class"), _MLP),
 }

@@ -44,7 +44,7 @@ def first_task(stream: Stream, scenario: str, pieces: int = LEAST) -> Stream:
         parts = _by_looks(rows, codes, len(labels), pieces)
         classes = [list(first.classes)] * pieces
     cut = enumerate(zip(parts, classes, strict=True), start=1)
-    tasks = [_graded(rows.select(part), own, f"piece {number}") for number, (part, own) in cut]
+    tasks = [graded(rows.select(part), own, f"piece {number}") for number, (part, own) in cut]
     return Stream(tasks, name=f"{stream.name}, pieces", description=f"The first task's train rows in {pieces} pieces.")
 
 
@@ -52,11 +52,11 @@ def first_three(stream: Stream) -> Stream:
     """The train rows of the first three tasks, a fifth of each held out; these tasks must not count afterwards."""
     if len(stream) <= LEAST:
         raise RequestError(f"the stream has {len(stream)} tasks; with the first {LEAST} used for tuning none is left")
-    tasks = [_graded(task.train, task.classes, task.name) for task in stream[:LEAST]]
+    tasks = [graded(task.train, task.classes, task.name) for task in stream[:LEAST]]
     return Stream(tasks, name=f"{stream.name}, first three", description="The train rows of the first three tasks.")
 
 
-def _graded(rows: Rows, classes: Sequence[Label], name: str) -> Task:
+def graded(rows: Rows, classes: Sequence[Label], name: str) -> Task:
     """A task of these rows with a fifth held out; its labels are as given, whichever of them stand where."""
     if len(rows) < 2:
         raise RequestError(f"{name} would have {len(rows)} rows, and needs 2: one to learn, one to grade on")
@@ -76,12 +76,16 @@ def _by_looks(rows: Rows, codes: Tensor, labels: int, pieces: int) -> list[Tenso
     return [torch.cat(part).sort().values for part in parts]
 
 
-def _first_component(rows: Rows, rounds: int = 20) -> Tensor:
-    """Each row's place along the direction in which inputs vary most, by power iteration; [n]."""
+def _first_component(rows: Rows) -> Tensor:
+    """Each row's place along the direction in which inputs vary most, [n]."""
     read = [rows.read(index) for index in chunks(torch.arange(len(rows)), 1024)]
     if any(isinstance(part, dict) for part in read):
         raise RequestError("rows of named columns cannot be cut by looks; tune on first-three instead")
-    x = torch.cat([part.flatten(1).float() for part in read if isinstance(part, Tensor)])
+    return along_first_component(torch.cat([part.flatten(1).float() for part in read if isinstance(part, Tensor)]))
+
+
+def along_first_component(x: Tensor, rounds: int = 20) -> Tensor:
+    """Each row's place along the direction in which the rows of x [n, d] vary most, by power iteration; [n]."""
     x = x - x.mean(0)
     direction = torch.ones(x.shape[1])
     for _ in range(rounds):

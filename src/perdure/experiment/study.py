@@ -17,15 +17,17 @@ from perdure.experiment.results import BenchmarkPart, CellPart, MachinePart, Mea
 from perdure.experiment.run import Cell, outcome
 from perdure.learner import Learner
 from perdure.metrics import Record, interval
+from perdure.spelling import hint
 from perdure.streams import Stream
 
 Makes = Callable[[int], Learner]
+Streams = Stream | Callable[[int], Stream]
 Looks = Callable[[Learner, Stream], Mapping[str, float | None]]
 Found = dict[tuple[str, int], tuple[CellPart, SecondsPart]]
 
 
 def study(
-    stream: Stream,
+    stream: Streams,
     learners: Mapping[str, Makes],
     *,
     out: str | Path,
@@ -36,17 +38,20 @@ def study(
 ) -> Results:
     """Teaches the stream to every learner with every seed, and examines all tasks after each.
 
+    stream     or a function of the seed that makes one, where rows are divided anew for each: tasks of the same names
     learners   by name: a function of the seed that makes a new Learner
     out        a folder: results.json after every learner, and report.html; stopped, the same call goes on with the next
     look       numbers of your own, by name, asked after every task: `look(learner, stream)`
     say        told a sentence after every learner: `say=print`
     fresh      begins anew in a folder that holds another study
 
-    A learner that diverges has a cell without metrics. Raises FolderError where `out` holds another study.
+    A learner that diverges has a cell without metrics. Raises FolderError where `out` holds another study, ValueError
+    for streams with different tasks.
     """
+    streams = {seed: stream if isinstance(stream, Stream) else stream(seed) for seed in seeds}
     made = {name: make(seeds[0]) for name, make in learners.items()}
     cells = {(name, seed): _cell(name, seed, made[name]) for seed in seeds for name in learners}
-    folder, config = Folder(Path(out)), _config(stream, made, seeds)
+    folder, config = Folder(Path(out)), _config(streams, made)
     place = machine(torch.get_num_threads(), str(next(iter(made.values())).device))
     with folder.held():
         started = folder.claim(config, place, fresh)
@@ -54,8 +59,8 @@ def study(
         for key, cell in cells.items():
             if key in found:
                 continue
-            found[key] = _learn(stream, learners[key[0]](key[1]), cell, look)
-            _write(stream, config, [found[key] for key in cells if key in found], place, started, folder)
+            found[key] = _learn(streams[key[1]], learners[key[0]](key[1]), cell, look)
+            _write(streams[seeds[0]], config, [found[key] for key in cells if key in found], place, started, folder)
             if say:
                 say(f"{key[0]}, seed {key[1]}: {_score(found[key][0])} ({len(found)} of {len(cells)})")
     return Results.read(folder.path)
@@ -71,6 +76,24 @@ def table(results: Results, columns: Sequence[str] = ("average accuracy", "forge
     for line in compare.lines(results):
         cells = [cell for cell in results.cells if cell.method == line.method and cell.complete]
         rows.append([line.method, str(len(cells)), *(columns_of(results, cells).get(name, "-") for name in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def course(results: Results, task: str) -> str:
+    """Accuracy on one task, by name, after every task of the stream, as a Markdown table: what is left of it.
+
+    Means over seeds and the half widths of their 95 % intervals, in per cent.
+    """
+    names = results.benchmark.tasks
+    if task not in names:
+        raise ValueError(f"there is no task {task!r}{hint(task, names)}")
+    head = [f"accuracy on {task}, %", *(f"after {name}" for name in names)]
+    rows = [head, ["---"] * len(head)]
+    for line in compare.lines(results):
+        found = [c.accuracy for c in results.cells if c.method == line.method and c.complete]
+        grades = [[row[names.index(task)] for row in matrix] for matrix in found]
+        steps = [[100 * value for value in step if value is not None] for step in zip(*grades, strict=True)]
+        rows.append([line.method, *(_spread(step) if step else "-" for step in steps)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -97,9 +120,9 @@ def columns_of(results: Results, cells: Sequence[CellPart]) -> dict[str, str]:
     return {name: _spread(found) for name, found in known.items() if found}
 
 
-def picture(results: Results, path: str | Path) -> None:
-    """Average accuracy on the tasks learnt so far, a line a method, as an SVG file that stands alone."""
-    report.picture(results.model_dump(mode="json", by_alias=True), Path(path))
+def picture(results: Results, path: str | Path, *, first_task: bool = False) -> None:
+    """Average accuracy on the tasks learnt so far, or on the first alone, a line a method, as an SVG file."""
+    report.picture(results.model_dump(mode="json", by_alias=True), Path(path), first_task)
 
 
 def _cell(name: str, seed: int, learner: Learner) -> Cell:
@@ -107,13 +130,18 @@ def _cell(name: str, seed: int, learner: Learner) -> Cell:
     return Cell(learner.settings.scenario, Entry(name, name, spec), seed)  # type: ignore[arg-type]
 
 
-def _config(stream: Stream, made: Mapping[str, Learner], seeds: Sequence[int]) -> dict[str, object]:
+def _config(streams: Mapping[int, Stream], made: Mapping[str, Learner]) -> dict[str, object]:
     """What makes it this study and no other."""
+    first, *others = streams.values()
+    for other in others:
+        if [task.name for task in other] != [task.name for task in first]:
+            raise ValueError(f"every seed's stream has the same tasks, found {first} and {other}")
+    rows = [{task.name: task.fingerprint[:16] for task in stream} for stream in streams.values()]
     settings = {name: asdict(learner.settings) | {"seed": None} for name, learner in made.items()}
     return {
-        "stream": {"name": stream.name, **{task.name: task.fingerprint[:16] for task in stream}},
+        "stream": {"name": first.name, **(rows[0] if all(one == rows[0] for one in rows) else {"seeds": rows})},
         "learners": {name: {"method": made[name].method.settings(), **settings[name]} for name in made},
-        "seeds": list(seeds),
+        "seeds": list(streams),
     }
 
 

@@ -46,6 +46,11 @@ class Recipe:
 
     # ---- a recipe's own ----
 
+    @property
+    def frozen(self) -> bool:
+        """Whether rows are features of a body that is never trained."""
+        return False
+
     def inputs(self, table: pa.Table) -> Any:
         """The raw inputs of the rows, as `Rows` takes them. After `fit`."""
         raise NotImplementedError
@@ -64,6 +69,10 @@ class Recipe:
 
     def extend(self, table: pa.Table) -> None:
         """Takes in what later training rows bring; by default nothing."""
+
+    def pins(self) -> dict[str, str]:
+        """What it reads that is no part of a version, with its SHA-256; by default nothing."""
+        return {}
 
     # ---- the same for all ----
 

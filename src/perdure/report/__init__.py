@@ -50,11 +50,17 @@ def render(results: dict[str, Any]) -> str:
     )
 
 
-def picture(results: dict[str, Any], path: Path) -> None:
-    """Average accuracy on the tasks learnt so far, of the first scenario, as an SVG file with its own style sheet."""
+def picture(results: dict[str, Any], path: Path, first_task: bool = False) -> None:
+    """Average accuracy on the tasks learnt so far, of the first scenario, as an SVG file with its own style sheet.
+
+    first_task  accuracy on the first task alone
+    """
     group = view.scenarios(results)[0]
     tasks = len(results["benchmark"]["tasks"])
-    drawn = charts.by_method(group.drawn, view.Entry.seen_so_far, tasks, "Accuracy on the tasks learnt so far")
+    pick, of = (
+        (view.Entry.first_task, "the first task") if first_task else (view.Entry.seen_so_far, "the tasks learnt so far")
+    )
+    drawn = charts.by_method(group.drawn, pick, tasks, f"Accuracy on {of}")
     style = _environment().get_template("page.css.j2").render()
     named = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     replace_file(path, named.replace("</title>", f"</title><style>{style}</style>", 1).encode())

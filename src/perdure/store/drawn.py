@@ -20,6 +20,7 @@ from perdure.seeds import seeded
 
 ROWS = 200  # drawn of each label
 LEAST = 10  # rows of a label, or with a value or a word, below which nothing of it is stored
+MOST = 2000  # rows of a label that are counted
 FEW = 16  # different values of a place, up to which their shares are stored
 NAMES = 256  # different whole numbers of a column, above which it is a text
 WIDE = 1024  # numbers of a row, above which their covariance is not stored, and only variances are
@@ -43,15 +44,17 @@ class Drawn:
 
     @staticmethod
     def of(update: str, rows: Rows, labels: Sequence[int | str]) -> Drawn:
-        """Counts rows as the network is given them; labels of fewer than 10 rows are left out."""
+        """Counts rows as the network is given them, 2000 of a label at most; labels of fewer than 10 are left out."""
         numbers: dict[int | str, list[int]] = {}
         for row, label in enumerate(labels):
             numbers.setdefault(label, []).append(row)
-        kept = {label: torch.tensor(found) for label, found in numbers.items() if len(found) >= LEAST}
-        x = rows.read(torch.arange(len(rows))) if kept else {}
+        taken = {label: found[:: -(-len(found) // MOST)] for label, found in numbers.items() if len(found) >= LEAST}
+        x = rows.read(torch.tensor([row for found in taken.values() for row in found])) if taken else {}
         named = {"": x} if isinstance(x, Tensor) else x
-        columns = {name: _counted(column, list(kept.values())) for name, column in named.items()}
-        return Drawn(update + ENDING, list(kept), [len(found) for found in kept.values()], columns)
+        counts = [len(found) for found in taken.values()]
+        groups = torch.split(torch.arange(sum(counts)), counts)
+        columns = {name: _counted(column, groups) for name, column in named.items()}
+        return Drawn(update + ENDING, list(taken), counts, columns)
 
     def draw(self, key: str) -> tuple[Rows, list[int | str]]:
         """200 rows of each label, and the labels: the same ones whenever asked with the store's key."""

@@ -22,7 +22,6 @@ from perdure.store.arrival import Arrival, arrive, whole
 from perdure.store.drawn import Drawn
 from perdure.store.exam import Answers, Exam, Said
 from perdure.store.folder import FORMAT, MOVED, Folder, StoreError
-from perdure.store.suspicion import Agreement
 from perdure.store.update import Answerer, Outcome, answered, first, judge, learnt, shift
 from perdure.store.version import Version
 
@@ -35,9 +34,11 @@ ROOT = "store"
 MEMORY = "20 MB"
 
 
-def default_method(keep_rows: bool) -> Method:
-    """Replay with distillation, capped in bytes; EWC where old rows may not be kept."""
-    return methods.DERpp(capacity=MEMORY, policy="balanced") if keep_rows else methods.EWC()
+def default_method(keep_rows: bool, recipe: Recipe) -> Method:
+    """Replay with distillation, capped in bytes; where old rows may not be kept, SLDA on a frozen body, else EWC."""
+    if keep_rows:
+        return methods.DERpp(capacity=MEMORY, policy="balanced")
+    return methods.SLDA() if recipe.frozen else methods.EWC()
 
 
 class Store:
@@ -91,7 +92,7 @@ class Store:
         Raises StoreError for a store that is there already, RefusedError for data that cannot be learnt. Stopped, the
         same call goes on.
         """
-        chosen = default_method(keep_rows) if method is None else method
+        chosen = default_method(keep_rows, recipe) if method is None else method
         _refuse_kept_rows(chosen, keep_rows)
         if data is None and build is None:
             raise StoreError("a store begins with data to learn, or with a trained network: pass data or build")
@@ -145,7 +146,7 @@ class Store:
             if not recipe.kind:
                 recipe.fit(arrival.learn)
             incumbent = None if learner is None else Answerer(learner, deepcopy(recipe))
-            odd = None if incumbent is None or accept_shift else self._shift(arrival, incumbent)
+            odd = None if incumbent is None or accept_shift else shift(self, parent, arrival, incumbent)
             if odd is not None:
                 self.folder.note("held", None, [odd])
                 return Outcome("held", None, [odd], notes)
@@ -316,19 +317,6 @@ class Store:
             return None
         notes = [*found, f"these rows were learnt already, in version {number}", *card["warnings"]]
         return Outcome(kind, number, card["decision"]["refusals"], notes, card)
-
-    def _shift(self, arrival: Arrival, incumbent: Answerer) -> str | None:
-        exams = [exam for exam in self.exams() if " " not in exam.name]
-        if exams:
-            return shift(arrival, incumbent, exams[-1])
-        parent = self._production()
-        own = (
-            [] if parent is None else [exam for exam in parent.card["exams"] if exam["exam"] == f"{parent.number:04d}"]
-        )
-        if own and own[0]["rows"]:  # it sat this exam before the rows were dropped
-            return shift(arrival, incumbent, Agreement(round(own[0]["candidate"] * own[0]["rows"]), own[0]["rows"]))
-        brought = self.exams()
-        return shift(arrival, incumbent, brought[-1]) if brought else None
 
     def _begin(self, exams: Mapping[str, Any]) -> Outcome:
         """The first version: the user's network as it is, and what it is examined with."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 DROP, LEVEL = 0.15, 0.01
 REPEATED = 0.5
+MANY, FEWEST = 10, 4  # new labels, and rows of each on average, that make a column of labels look like another one
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ def fisher(new: Agreement, known: Agreement) -> float:
     logarithms = choose(new.rows, k) + choose(known.rows, agreed - k)
     whole = math.lgamma(total + 1) - math.lgamma(agreed + 1) - math.lgamma(total - agreed + 1)
     return float(min(1.0, np.exp(logarithms[k <= new.agreed] - whole).sum()))
+
+
+def scattered(labels: Mapping[str, int], known: Collection[str]) -> str | None:
+    """A sentence, if what should be labels looks like another column: many new ones, of few rows each."""
+    new = [rows for label, rows in labels.items() if label not in known]
+    if len(new) < MANY or sum(new) >= FEWEST * len(new):
+        return None
+    return (
+        f"the column of labels holds {len(new)} labels that are not known yet, in {sum(new)} rows: is it the right "
+        "column? If it is, pass --accept-shift"
+    )
 
 
 def warnings(labels: dict[str, int], repeated: int, rows: int) -> list[str]:

@@ -46,22 +46,27 @@ class Answerer:
     recipe: Recipe
 
 
-def shift(arrival: Arrival, incumbent: Answerer, last: Exam | suspicion.Agreement) -> str | None:
-    """A sentence, where the version in production agrees much less with the new rows than with its last exam's.
-
-    `last` is that exam, or, where its rows were dropped, how the version in production did in it.
-    """
+def shift(store: Store, parent: Version | None, arrival: Arrival, incumbent: Answerer) -> str | None:
+    """A sentence, where labels or the world seem to have changed: see `suspicion`."""
     known = set(incumbent.learner.classes)
+    odd = suspicion.scattered(arrival.labels, {str(label) for label in known})
+    if odd is not None:
+        return odd
 
-    def agreement(table: Any, most: int) -> suspicion.Agreement:
+    def agreement(table: Any) -> suspicion.Agreement:
         labels = incumbent.recipe.labels(table)
         rows = [row for row, label in enumerate(labels) if label in known]
-        rows = rows[:: max(1, len(rows) // most)]
+        rows = rows[:: max(1, len(rows) // ASKED)]
         said = answers(incumbent.learner, incumbent.recipe, table.take(rows)) if rows else []
         return suspicion.Agreement(sum(a == labels[row] for a, row in zip(said, rows, strict=True)), len(rows))
 
-    before = last if isinstance(last, suspicion.Agreement) else agreement(last.table, ASKED)
-    return suspicion.shifted(agreement(arrival.learn, ASKED), before)
+    exams = store.exams()
+    own = [exam for exam in exams if " " not in exam.name]
+    sat = None if own or parent is None else parent.own_grade()
+    if sat is not None:
+        return suspicion.shifted(agreement(arrival.learn), suspicion.Agreement(*sat))
+    last = (own or exams)[-1:]
+    return suspicion.shifted(agreement(arrival.learn), agreement(last[0].table)) if last else None
 
 
 def learnt(
@@ -190,6 +195,7 @@ def _card(
         "perdure": perdure.__version__,
         "data": data,
         "settings": {key: store.settings[key] for key in ("recipe", "method", "training", "rules")},
+        "pins": candidate.recipe.pins(),
         "classes": candidate.learner.classes,
         "exams": [_grades(sitting) for sitting in sittings],
         "decision": {"promote": decision.promote, "refusals": decision.refusals},

@@ -68,6 +68,13 @@ class Version:
         """Its answers to all exams when it was made."""
         return Answers.of(checkpoint.read(self._checked(ANSWERS), "answers"))
 
+    def own_grade(self) -> tuple[int, int] | None:
+        """How many rows of its own exam it answered rightly, of how many; the card knows when the rows are gone."""
+        for exam in self.card["exams"]:
+            if exam["exam"] == f"{self.number:04d}" and exam["rows"]:
+                return round(exam["candidate"] * exam["rows"]), exam["rows"]
+        return None
+
     def check(self) -> None:
         """Raises CheckpointError unless every file is the one that was written."""
         for name in self.card["files"]:
