@@ -1,24 +1,24 @@
 """MovieLens 100k by month: stars (RMSE) and lists of films (recall@10, NDCG@10), of the next month and of old ones.
 
-    python examples/recommendation.py data/movielens100k runs/recommendation [--small]
+    python examples/recommendation.py data/movielens100k [--small] [--seeds 3] [--out runs/recommendation]
 
-A month of fewer than 8 000 ratings joins the next. Lists are of what got 4 or 5 stars. --small: 100 people, one seed.
+A month of fewer than 8 000 ratings joins the next. Lists are of what got 4 or 5 stars. --small: 100 people.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+
+from options import options
 
 from perdure import Learner, Stream, Task, datasets, lists, methods, models, streams
 from perdure.augment import Unseen
 from perdure.experiment.study import picture, study, table
 
-small, (data, out) = "--small" in sys.argv, [Path(word) for word in sys.argv[1:] if word != "--small"]
-rows = datasets.movielens100k(data).train
-rows = rows.select(rows.read(slice(None))["user"] <= (100 if small else 1000))
-months = streams.by_month(Task(rows, name="MovieLens 100k"), "time", 800 if small else 8000)
-# Chosen on the first three months with seed 100; replay's last number is how many stored rows join a batch of 256.
+args = options("runs/recommendation").parse_args()
+rows = datasets.movielens100k(args.data).train
+rows = rows.select(rows.read(slice(None))["user"] <= (100 if args.small else 1000))
+months = streams.by_month(Task(rows, name="MovieLens 100k"), "time", 800 if args.small else 8000)
 TRAINING = {"rating": {"lr": 0.03, "epochs": 2, "width": 4}, "ranking": {"lr": 0.01, "epochs": 5, "width": 16}}
 METHODS = {
     "fine-tuning": lambda _: methods.Finetune(),
@@ -30,7 +30,7 @@ METHODS = {
 
 
 def made(of: str, method: str, seed: int) -> Learner:
-    """A learner of stars ("rating") or of lists ("ranking")."""
+    """A learner of stars ("rating") or lists ("ranking"); settings were chosen on the first three months, seed 100."""
     lr, epochs, width = TRAINING[of].values()
     settings = {"scenario": "domain", "epochs": epochs, "optimizer": {"name": "adam", "lr": lr}, "batch_size": 256}
     model, unseen = models.ratings(width, dropout=0.3), Unseen() if of == "ranking" else None
@@ -53,8 +53,8 @@ def look(learner: Learner, stream: Stream) -> dict[str, float]:
 
 for of, stream in {"rating": months, "ranking": lists.pairs(months, least=4)}.items():
     learners = {name: partial(made, of, name) for name in METHODS}
-    results = study(stream, learners, out=out / of, seeds=(0,) if small else (0, 1, 2), look=look, say=print)
+    results = study(stream, learners, out=Path(args.out, of), seeds=range(args.seeds), look=look, say=print)
     for cell in results.cells:  # of the next month the mean over the months; of the old ones what is true at the end
         cell.looked.update({name: [fmean(seen)] for name, seen in cell.looked.items() if name.startswith("next")})
     print(table(results, [*results.cells[0].looked, "forgetting", "train s", "consolidate s", "memory MB"]))
-    picture(results, out / f"{of}.svg")
+    picture(results, Path(args.out, f"{of}.svg"))

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from perdure.data import Columns, column_length, column_map
 from perdure.models.head import Head
+from perdure.models.lookups import Lookups, Table, embedding
 from perdure.models.modes import evaluating
-from perdure.models.ratings import Vectors
 
 Probes = Callable[[Tensor], Iterator[Tensor]]
 Chunks = Iterable[tuple[Columns, Probes]]
@@ -114,15 +114,6 @@ class _Layer:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """An embedding, its weight as blocks, and where in them each id stands (-1: nowhere)."""
-
-    module: nn.Module
-    blocks: list[tuple[str | None, int]]
-    place: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
 class _Call:
     """One call: its inputs, [n, features] or ids [n, ...], and where in the graph the gradient of its outputs arrives.
 
@@ -144,7 +135,7 @@ class _Survey:
     kind: Kind
     wanted: dict[str, nn.Parameter]
     layers: list[_Layer]
-    tables: list[_Table]
+    tables: list[Table]
     max_bytes: int
 
     def zeros(self) -> Sums:
@@ -179,7 +170,10 @@ class _Survey:
         """sum_v (g_v a^T)^2 = (sum_v g_v^2) (a^2)^T, with a layer's inputs a and the gradients g_v of its outputs."""
         edges = [call.edge for call in (*calls, *itertools.chain(*lookups))]
         sizes: list[Tensor | None] = [None] * len(calls)
-        sums, rows = self.zeros(), [_Lookups.of(*pair) for pair in zip(self.tables, lookups, strict=True)]
+        sums, rows = (
+            self.zeros(),
+            [Lookups.of(t, [call.inputs for call in looked]) for t, looked in zip(self.tables, lookups, strict=True)],
+        )
         for probe in probes:
             gradients = list(torch.autograd.grad(scores, edges, probe, retain_graph=True, allow_unused=True))
             for place, gradient in enumerate(gradients[: len(calls)]):
@@ -288,63 +282,16 @@ def _survey(model: nn.Module, kind: Kind, names: Collection[str] | None, max_byt
     return _Survey(model, kind, wanted, *_layers_and_tables(model, wanted), max_bytes)
 
 
-@dataclass(frozen=True)
-class _Lookups:
-    """The vectors that a chunk's rows look up in a table: one entry for each pair of a row and a vector of it.
-
-    `entry` says for each lookup of a `known` id, all calls one after another, which pair it is of; `vector` where a
-    pair's vector stands. A row that looks a vector up twice has the sum of both gradients, before it is squared.
-    """
-
-    known: Tensor
-    entry: Tensor
-    vector: Tensor
-
-    @staticmethod
-    def of(table: _Table, calls: list[_Call]) -> _Lookups:
-        """From the ids that the table was called with."""
-        if not calls:
-            return _Lookups(*torch.empty(3, 0, dtype=torch.long))
-        places = [table.place(call.inputs).reshape(len(call.inputs), -1) for call in calls]
-        row = torch.cat([torch.arange(len(p), device=p.device).repeat_interleave(p.shape[1]) for p in places])
-        place = torch.cat([p.flatten() for p in places])
-        known, capacity = place >= 0, sum(rows for _, rows in table.blocks)
-        pairs, entry = torch.unique((row * capacity + place)[known], return_inverse=True)
-        return _Lookups(known, entry, pairs % capacity)
-
-    def add(
-        self,
-        sums: Sums,
-        blocks: list[tuple[str | None, int]],
-        gradients: list[Tensor | None],
-        size: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Adds the sizes of the gradients of one probe, each [n, ..., width], to the blocks that they belong to."""
-        wide = next((g.shape[-1] for g in gradients if g is not None), None)
-        if wide is None:
-            return
-        if any(g is None for g in gradients):
-            raise ArithmeticError("the scores depend on one lookup of an embedding and not on another")
-        each = torch.cat([g.reshape(-1, wide) for g in gradients if g is not None])[self.known]
-        whole = each.new_zeros(len(self.vector), wide).index_add_(0, self.entry, each)
-        found, start = size(whole), 0
-        for name, rows in blocks:
-            here = (self.vector >= start) & (self.vector < start + rows)
-            if name is not None:
-                sums[name].index_add_(0, self.vector[here] - start, found[here])
-            start += rows
-
-
-def _layers_and_tables(model: nn.Module, wanted: dict[str, nn.Parameter]) -> tuple[list[_Layer], list[_Table]]:
+def _layers_and_tables(model: nn.Module, wanted: dict[str, nn.Parameter]) -> tuple[list[_Layer], list[Table]]:
     """The linear layers and embeddings that hold all that is wanted, none of it held twice; else nothing."""
     names = {p: name for name, p in wanted.items()}
     holders = Counter(p for module in model.modules() for p in module.parameters(recurse=False) if p in names)
-    layers, tables, held = list[_Layer](), list[_Table](), set[nn.Parameter]()
+    layers, tables, held = list[_Layer](), list[Table](), set[nn.Parameter]()
     for module in model.modules():
-        vectors, place = _embedding(module)
+        vectors, place = embedding(module)
         if not names.keys().isdisjoint(vectors):
             held.update(vectors)
-            tables.append(_Table(module, [(names.get(p), len(p)) for p in vectors], place))
+            tables.append(Table(module, [(names.get(p), len(p)) for p in vectors], place))
         if isinstance(module, Head):
             weights, biases = list(module.weights), list(module.biases)
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
@@ -357,17 +304,6 @@ def _layers_and_tables(model: nn.Module, wanted: dict[str, nn.Parameter]) -> tup
             layers.append(_Layer(module, *blocks))
     alone = all(count == 1 for count in holders.values())
     return (layers, tables) if alone and names.keys() <= held else ([], [])
-
-
-def _embedding(module: nn.Module) -> tuple[list[nn.Parameter], Callable[[Tensor], Tensor]]:
-    """The weight of an embedding as blocks, and where ids stand in it; no blocks for what is none."""
-    if isinstance(module, Vectors):
-        return list(module.blocks), module.place
-    plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-    if plain and module.max_norm is None and not module.scale_grad_by_freq and not module.sparse:
-        padding = -1 if module.padding_idx is None else module.padding_idx
-        return [module.weight], lambda ids: torch.where(ids == padding, -1, ids)
-    return [], lambda ids: ids
 
 
 @contextmanager
