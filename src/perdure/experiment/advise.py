@@ -29,7 +29,7 @@ RULES = {
     "trained": ("slda",),
     "keep": ("replay",),
     "task": ("ewc",),
-    "domain": ("lwf", "ewc"),
+    "domain": ("generative-replay", "lwf"),
     "class": ("generative-replay", "lwf"),
 }
 
