@@ -55,7 +55,12 @@ def test_the_chinese_readme_shows_the_same_code():
         assert code == mirrored
 
 
-PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize("file", PAGES)
