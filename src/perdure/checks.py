@@ -30,9 +30,9 @@ def parts(model: nn.Module, method: Method, settings: Settings) -> None:
     if settings.scenario not in method.scenarios:
         known = f"scenario {', '.join(method.scenarios)}, not" if method.scenarios else "no scenario, so not in"
         raise ValueError(f"{method.name} works in {known} {settings.scenario!r}")
-    objective = settings.goal.name
-    if objective not in method.objectives:
-        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {objective!r}")
+    if settings.goal.name not in method.objectives:
+        said = settings.objective if isinstance(settings.objective, str) else settings.goal.name
+        raise ValueError(f"{method.name} works with {', '.join(method.objectives)}, not {said!r}")
     if settings.heads not in method.heads:
         raise ValueError(f'{method.name} works with heads="{method.heads[0]}", not "{settings.heads}"')
     if method.owned:
