@@ -181,6 +181,18 @@ def test_where_plain_training_forgets_nothing_a_rule_decides_and_it_is_said():
     assert "No trial: a trial needs one label a row" in advise(numbers, network, Needs("domain")).why[0]
 
 
+@pytest.mark.parametrize(("better", "taken"), [(None, RULES["class"][0]), ("ewc", "ewc")])
+def test_where_all_are_as_good_as_plain_training_but_for_noise_a_rule_decides(monkeypatch, better, taken):
+    def of(self, candidate, stream, seeds):
+        accuracy = 0.99 if candidate.label == better else 0.70
+        return Tried(candidate.label, candidate.spec, accuracy, 0.0, 0.2, 1.0, 0, 1, 1, "")
+
+    monkeypatch.setattr(trials.Trial, "of", of)
+    advice = quick(task(), Needs("class", keep=False))
+    assert advice.label == taken and len(advice.tried) > 3
+    assert ("this is a rule and no measurement" in str(advice)) == (better is None)
+
+
 def test_tasks_that_came_so_far_are_tried_on_instead_of_pieces():
     three = [task(seed=seed) for seed in range(3)]
     known = Stream([Task(t.train, t.train.select(range(24)), name=str(i)) for i, t in enumerate(three)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,9 @@ def advise(
 
     Each candidate learns a stream of three pieces of the first task, those within 5 points of the best with every seed;
     of those that keep within `needs` and are as good as the best but for noise, the cheapest is proposed. A memory is
-    as small in the trial as the pieces are. Where plain training forgets nothing of the pieces, they cannot tell, and a
-    rule decides; the advice says so. Raises RequestError where no learner can be made.
+    as small in the trial as the pieces are. Where plain training forgets nothing of the pieces, or is as good as the
+    best but for noise, they cannot tell, and a rule decides; the advice says so. Raises RequestError where no learner
+    can be made.
     """
     trial = Trial(first, model, needs, dict(training or {}), steps, rows, time.monotonic() + seconds, say)
     chosen, left_out = candidates(needs, first.train)
@@ -104,7 +105,13 @@ def advise(
             if place and not found.refused and found.accuracy >= best - CLOSE and len(seeds) > 1:
                 again = _attempt(trial, trial.candidates[found.label], stream, seeds, [])
                 tried[place] = again or found
-    return _chosen(needs, tried, left_out, words, sum(len(task.test or ()) for task in stream))
+    asked = sum(len(task.test or ()) for task in stream)
+    _, near, noise = _near(tried, asked)
+    if plain in near and len(near) > 1 and plain.forgetting >= LEAST_FORGETTING:
+        words += f" {100 * noise:.1f} points are noise on {asked} held-out rows: plain training is as good as the best."
+        gone = {found.label for found in tried if found.refused}.union(label for label, _ in left_out)
+        return replace(_by_rule(needs, [c for c in chosen if c.label not in gone], left_out, words), tried=tried)
+    return _chosen(needs, tried, left_out, words, asked)
 
 
 def _attempt(
@@ -156,13 +163,19 @@ def _by_rule(needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str
     return Advice(needs, label, known[label].spec, why, [], left_out)
 
 
-def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]], words: str, rows: int) -> Advice:
+def _near(tried: Sequence[Tried], rows: int) -> tuple[list[Tried], list[Tried], float]:
+    """Those that keep within the limits, those of them that are as good as the best but for noise, and the noise."""
     within = [found for found in tried if not found.refused]
     if not within:
         raise RequestError("no method keeps within these limits, not even plain training; allow more time")
+    best = max(within, key=lambda found: found.accuracy).accuracy
+    noise = max(NEAR, (best * (1 - best) / rows) ** 0.5)  # one standard error of a share
+    return within, [found for found in within if found.accuracy >= best - noise], noise
+
+
+def _chosen(needs: Needs, tried: Sequence[Tried], left_out: list[tuple[str, str]], words: str, rows: int) -> Advice:
+    within, near, noise = _near(tried, rows)
     best = max(within, key=lambda found: found.accuracy)
-    noise = max(NEAR, (best.accuracy * (1 - best.accuracy) / rows) ** 0.5)  # one standard error of a share
-    near = [found for found in within if found.accuracy >= best.accuracy - noise]
     taken = min(near, key=lambda found: (found.work, found.memory))
     plain = next(found for found in tried if found.label == "finetune")
     why = [words, f"{taken.label} reached {taken}."]
