@@ -1,5 +1,7 @@
 """The commands of a store, as a person types them."""
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 from store_examples import clouds
@@ -122,3 +124,41 @@ def test_the_history_is_drawn_into_a_page_that_fetches_nothing(folder):
     page = (folder / "history.html").read_text()
     assert "<h1>toy</h1>" in page and "0001" in page and "Drift" not in page
     assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_a_trained_network_from_a_file_is_taught_by_commands_alone(tmp_path, monkeypatch, capsys):
+    """Only `init` is told the file and the labels; later commands know them, or say that the network is another."""
+    import torch
+    from own_network import build
+    from safetensors.torch import save_file
+
+    network, table = build(), clouds(["a", "b"])
+    x = torch.tensor([table[f"x{i}"].to_pylist() for i in range(4)]).T.contiguous()
+    y = torch.tensor([label == "b" for label in table["kind"].to_pylist()]).long()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    pq.write_table(clouds(["a", "b"], rows=60, seed=9), tmp_path / "exam.parquet")
+    pq.write_table(clouds(["a", "b", "c"], seed=1), tmp_path / "new.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    (tmp_path / "another.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(4, 3))\n"
+    )
+
+    own = ["--build", "own_network:build"]
+    new = ["--label", "kind", "--from", "model.safetensors", "--classes", "a,b", "--exam", "exam.parquet"]
+    assert main(["init", "own", *own, *new]) == 0
+    assert main(["update", "own", "new.parquet", *own]) == 0
+    assert main(["diff", "own", "1", "2", *own]) == 0
+    assert main(["predict", "own", "exam.parquet", "-o", "out.parquet", *own]) == 0
+    told = pq.read_table("out.parquet")
+    assert {"p_a", "p_b", "p_c"} <= set(told.column_names)
+    right = [a == b for a, b in zip(told["prediction"].to_pylist(), told["kind"].to_pylist(), strict=True)]
+    assert sum(right) > 0.9 * len(right)
+    capsys.readouterr()
+    assert main(["predict", "own", "exam.parquet", "-o", "out.parquet", "--build", "another:build"]) == 2
+    assert "--build" in capsys.readouterr().err

@@ -102,7 +102,9 @@ class Store:
             "training": dict(training or {}),
         }
         parts |= {"rules": asdict(rules or gate.Rules()), "share": share, "keep_rows": keep_rows, "seed": seed}
+        known = list(getattr(build(), "classes", ())) if build else []  # the labels of a trained network's outputs
         settings = {"format": FORMAT, "name": name, "key": key or marks.new_key(), "own": build is not None, **parts}
+        settings["classes"] = known
         folder = Folder(Path(root) / _plain(name))
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.held():
@@ -296,7 +298,11 @@ class Store:
         if self.build is None:
             return None
         network = self.build()
-        return network if hasattr(network, "grow") else models.adapt(network, head=None)
+        known = self.settings.get("classes") or None
+        try:
+            return network if hasattr(network, "grow") else models.adapt(network, head=None, classes=known)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"the network of build= (--build) cannot be taken: {error}") from error
 
     # ---- inside ----
 

@@ -45,7 +45,13 @@ class Version:
 
     def learner(self, model: nn.Module | None = None) -> Learner:
         """What answers; `model` is the user's own network as it was before its first task, where the store has one."""
-        return Learner.load(self._checked(LEARNER), model=model)
+        try:
+            return Learner.load(self._checked(LEARNER), model=model)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            words = "" if model is None else "; --build must make the network that the store was begun with"
+            raise CheckpointError(f"{error}{words}") from error
 
     def recipe(self) -> Recipe:
         """How rows are read."""
