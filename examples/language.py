@@ -55,6 +55,6 @@ chosen = {
     "joint": partial(methods.Joint),
 }
 makers = {name: partial(learner, method) for name, method in chosen.items()}
-results = study(stream(), makers, out=asked.out, seeds=range(asked.seeds), say=print)
+results = study(stream(), makers, out=asked.out, seeds=range(asked.seeds), say=print, workers=2)
 print(table(results, ["average accuracy", "forgetting", "learning accuracy", "train s", "consolidate s", "memory MB"]))
 picture(results, f"{asked.out}/picture.svg")

@@ -1,5 +1,6 @@
 """Methods side by side on a stream of one's own."""
 
+import multiprocessing
 import xml.dom.minidom
 
 import pytest
@@ -150,3 +151,27 @@ def test_each_seed_may_have_rows_of_its_own(tmp_path):
         study(streams.__getitem__, {"fine-tuning": made()}, out=tmp_path, seeds=(0, 1))
     with pytest.raises(ValueError, match="same tasks"):
         study(lambda seed: small_stream()[: 2 - seed], {"fine-tuning": made()}, out=tmp_path / "odd", seeds=(0, 1))
+
+
+def test_two_workers_find_what_one_finds_and_a_study_stopped_in_one_goes_on(tmp_path):
+    torch.set_num_threads(1)
+    one = study(small_stream(), MAKERS, out=tmp_path / "one", seeds=(0, 1), look=looked)
+    two = study(small_stream(), MAKERS, out=tmp_path / "two", seeds=(0, 1), look=looked, workers=2)
+    assert two.cells == one.cells
+
+    def broken(seed):
+        if (tmp_path / "broken").exists() and seed == 1:
+            raise RuntimeError("no more")
+        return MAKERS["replay"](seed)
+
+    makers = {"fine-tuning": MAKERS["fine-tuning"], "replay": broken}
+    (tmp_path / "broken").touch()
+    with pytest.raises(RuntimeError, match="no more"):
+        study(small_stream(), makers, out=tmp_path / "three", seeds=(0, 1), workers=2)
+    (tmp_path / "broken").unlink()
+    assert [
+        c.accuracy for c in study(small_stream(), makers, out=tmp_path / "three", seeds=(0, 1), workers=2).cells
+    ] == [c.accuracy for c in one.cells if c.method != "joint"]
+    assert not multiprocessing.active_children() or all(
+        not child.is_alive() for child in multiprocessing.active_children()
+    )

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -20,6 +19,7 @@ from perdure.experiment.results import CellPart, Results
 from perdure.experiment.run import run
 from perdure.experiment.settings import RequestError
 from perdure.experiment.table import Line, Table, load, names
+from perdure.experiment.workers import end_with
 
 
 def reproduce(
@@ -115,15 +115,8 @@ def _of_variant(results: Results, variant: int) -> Results:
 
 def _quietly() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     wrong.register()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent was killed, so that nobody writes into the folders unseen."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _run(name: str, slug: str, out: Path, fresh: bool) -> str:

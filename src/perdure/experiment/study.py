@@ -15,6 +15,7 @@ from perdure.experiment.config import Entry
 from perdure.experiment.folder import Folder, machine, now, peak_resident_bytes
 from perdure.experiment.results import BenchmarkPart, CellPart, MachinePart, MeasuredPart, Results, SecondsPart
 from perdure.experiment.run import Cell, outcome
+from perdure.experiment.workers import side_by_side
 from perdure.learner import Learner
 from perdure.metrics import Record, interval
 from perdure.spelling import hint
@@ -35,6 +36,7 @@ def study(
     look: Looks | None = None,
     say: Callable[[str], None] | None = None,
     fresh: bool = False,
+    workers: int = 1,
 ) -> Results:
     """Teaches the stream to every learner with every seed, and examines all tasks after each.
 
@@ -44,6 +46,7 @@ def study(
     look       numbers of your own, by name, asked after every task: `look(learner, stream)`
     say        told a sentence after every learner: `say=print`
     fresh      begins anew in a folder that holds another study
+    workers    learners at work side by side, in processes of one thread each; for the CPU, where processes can fork
 
     A learner that diverges has a cell without metrics. Raises FolderError where `out` holds another study, ValueError
     for streams with different tasks.
@@ -56,10 +59,12 @@ def study(
     with folder.held():
         started = folder.claim(config, place, fresh)
         found = _recalled(folder)
-        for key, cell in cells.items():
-            if key in found:
-                continue
-            found[key] = _learn(streams[key[1]], learners[key[0]](key[1]), cell, look)
+
+        def work(key: tuple[str, int]) -> tuple[CellPart, SecondsPart]:
+            return _learn(streams[key[1]], learners[key[0]](key[1]), cells[key], look)
+
+        for key, brought in side_by_side(work, [key for key in cells if key not in found], workers):
+            found[key] = brought
             _write(streams[seeds[0]], config, [found[key] for key in cells if key in found], place, started, folder)
             if say:
                 say(f"{key[0]}, seed {key[1]}: {_score(found[key][0])} ({len(found)} of {len(cells)})")
