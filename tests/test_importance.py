@@ -2,13 +2,16 @@
 
 import itertools
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perdure import importance, models
 from perdure.importance import diagonal, diagonal_by_hand
+from perdure.models import lookups
 from perdure.models.head import Head
 
 CLASSES = 4
@@ -609,3 +612,46 @@ def test_a_gradient_that_is_nothing_but_rounding_does_not_make_it_slow(recwarn: 
     for name, value in by_hand.items():
         torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-3)
     assert float(by_hand["key.bias"].max()) < 1e-9 < float(by_hand["key.weight"].max())
+
+
+# ---- bags of words ----
+
+
+def texts() -> tuple[nn.Module, Tensor]:
+    """A text network with a head of three, and texts: words that repeat, one word, none, as many as there is room."""
+    model = models.text(buckets=8, width=3, ngrams=3, hidden=(4,))
+    model.grow(3, torch.Generator().manual_seed(0))
+    for number, p in enumerate(model.parameters()):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return model, torch.tensor([[5, 7, 5, 5, 0], [9, 0, 0, 0, 0], [0, 0, 0, 0, 0], [3, 3, 3, 3, 3], [1, 2, 3, 4, 5]])
+
+
+def text_probes(scores):
+    yield torch.ones_like(scores)
+    yield scores.square()
+
+
+@pytest.mark.parametrize("kind", ["square", "absolute"])
+def test_a_bag_of_words_takes_the_closed_form_and_equals_the_loop(kind, monkeypatch):
+    model, x = texts()
+    truth = diagonal_by_hand(model, [(x, text_probes)], kind=kind)
+    monkeypatch.setattr(importance._Survey, "per_row", None)
+    found = diagonal(model, [(x, text_probes)], kind=kind)
+    for name in truth:
+        torch.testing.assert_close(found[name], truth[name], rtol=1e-9, atol=1e-12)
+    assert (found["body.0.weight"][0] == 0).all() and (found["body.0.weight"] > 0).any()
+
+
+@pytest.mark.filterwarnings("default")
+def test_counting_each_word_of_a_text_once_is_noticed(monkeypatch):
+    """The mutant: a word that comes three times has three times the gradient, and nine times its square."""
+    model, x = texts()
+    right = lookups.Lookups.of
+
+    def once(table, calls):
+        found = right(table, calls)
+        return found if table.share is None else replace(found, times=table.share(calls[0])[found.row])
+
+    monkeypatch.setattr(lookups.Lookups, "of", staticmethod(once))
+    with pytest.warns(RuntimeWarning, match="away from the plain backward"):
+        diagonal(model, [(x[[0, 3]], text_probes)], kind="square")

@@ -288,10 +288,10 @@ def _layers_and_tables(model: nn.Module, wanted: dict[str, nn.Parameter]) -> tup
     holders = Counter(p for module in model.modules() for p in module.parameters(recurse=False) if p in names)
     layers, tables, held = list[_Layer](), list[Table](), set[nn.Parameter]()
     for module in model.modules():
-        vectors, place = embedding(module)
+        vectors, place, share = embedding(module)
         if not names.keys().isdisjoint(vectors):
             held.update(vectors)
-            tables.append(Table(module, [(names.get(p), len(p)) for p in vectors], place))
+            tables.append(Table(module, [(names.get(p), len(p)) for p in vectors], place, share))
         if isinstance(module, Head):
             weights, biases = list(module.weights), list(module.biases)
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:

@@ -45,8 +45,14 @@ class Bag(nn.EmbeddingBag):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """The mean, times 16: [n, words] -> [n, width]."""
         ids = self.ids(x)
-        count = (ids != 0).sum(1, keepdim=True).clamp(min=1)
-        return super().forward(ids) * (SCALE / count.to(self.weight.dtype))
+        return super().forward(ids) * self._share(ids)[:, None]
+
+    def share(self, x: Tensor) -> Tensor:
+        """What each vector counts in a text's sum: 16 / n-grams, [n]."""
+        return self._share(self.ids(x))
+
+    def _share(self, ids: Tensor) -> Tensor:
+        return SCALE / (ids != 0).sum(1).clamp(min=1).to(self.weight.dtype)
 
 
 def _mixed(value: Tensor) -> Tensor:
