@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from perdure.data import Batch as Batch
     from perdure.data import Rows as Rows
     from perdure.data import Task as Task
+    from perdure.experiment.advise import advise as advise
+    from perdure.experiment.candidates import Needs as Needs
     from perdure.host import attach as attach
     from perdure.learner import Learner as Learner
     from perdure.method import Method as Method
@@ -27,6 +29,7 @@ _NAMES = {
     "Learner": "learner",
     "Method": "method",
     "MultiplyAdds": "budget",
+    "Needs": "experiment.candidates",
     "Rows": "data",
     "Seconds": "budget",
     "Several": "several",
@@ -34,6 +37,7 @@ _NAMES = {
     "Store": "store.store",
     "Stream": "streams",
     "Task": "data",
+    "advise": "experiment.advise",
     "attach": "host",
 }
 _ROOMS = (
