@@ -96,15 +96,13 @@ class Store:
         _refuse_kept_rows(chosen, keep_rows)
         if data is None and build is None:
             raise StoreError("a store begins with data to learn, or with a trained network: pass data or build")
-        parts: dict[str, Any] = {
-            "recipe": recipe.settings(),
+        settings = {"format": FORMAT, "name": name, "key": key or marks.new_key(), "recipe": recipe.settings()}
+        settings |= {
             "method": chosen.settings(),
             "training": dict(training or {}),
+            "rules": asdict(rules or gate.Rules()),
         }
-        parts |= {"rules": asdict(rules or gate.Rules()), "share": share, "keep_rows": keep_rows, "seed": seed}
-        known = list(getattr(build(), "classes", ())) if build else []  # the labels of a trained network's outputs
-        settings = {"format": FORMAT, "name": name, "key": key or marks.new_key(), "own": build is not None, **parts}
-        settings["classes"] = known
+        settings |= {"share": share, "keep_rows": keep_rows, "seed": seed, **_own(build)}
         folder = Folder(Path(root) / _plain(name))
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.held():
@@ -378,6 +376,11 @@ def _refuse_kept_rows(method: Method, keep_rows: bool) -> None:
         raise StoreError(
             f"{keepers[0]} stores rows of the past, and here none may be kept; take ewc, mas, si, lwf or slda"
         )
+
+
+def _own(build: Callable[[], nn.Module] | None) -> dict[str, Any]:
+    """Whether the network is the user's, and which labels its outputs stand for before anything was learnt."""
+    return {"own": build is not None, "classes": list(getattr(build(), "classes", ())) if build else []}
 
 
 def _settle(folder: Folder, settings: dict[str, Any], given_key: bool) -> None:
