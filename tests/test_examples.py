@@ -15,17 +15,17 @@ LINES = 60
 
 # The script, its data, its other words; and how many learners it compares.
 STUDIES = [
-    ("language.py", "data/imdb", ["--small", "--seeds", "1"], 9),
-    ("medicine.py", "data/heart_disease", ["--small", "--seeds", "2"], 6),
+    ("language.py", "imdb", ["--small", "--seeds", "1"], 9),
+    ("medicine.py", "heart_disease", ["--small", "--seeds", "2"], 6),
 ]
 
 
 # The script, its data, its other words; and how many versions it makes.
 STORES = [
     ("digits_in_production.py", None, ["--small"], 5),
-    ("reviews_in_production.py", "data/imdb", ["--small"], 10),
-    ("hospitals_in_production.py", "data/heart_disease", [], 4),
-    ("hospitals_in_production.py", "data/heart_disease", ["--no-rows-kept"], 4),
+    ("reviews_in_production.py", "imdb", ["--small"], 10),
+    ("hospitals_in_production.py", "heart_disease", [], 4),
+    ("hospitals_in_production.py", "heart_disease", ["--no-rows-kept"], 4),
 ]
 
 
@@ -40,10 +40,10 @@ def run(script, *words):
     return done.stdout
 
 
-def there(data):
-    if not (ROOT / data).is_dir():
-        pytest.skip(f"{data} lies beside the project")
-    return ROOT / data
+@pytest.fixture
+def there(request):
+    """The folder of a data set, asked of the folder of all real data only where one is needed; skips without."""
+    return lambda data: request.getfixturevalue("data_folder") / data
 
 
 def judges_every_patient_and_no_group_that_is_too_small(out):
@@ -57,7 +57,7 @@ def judges_every_patient_and_no_group_that_is_too_small(out):
 
 
 @pytest.mark.parametrize(("script", "data", "words", "learners"), STUDIES, ids=[study[0] for study in STUDIES])
-def test_a_study_runs_in_small_form(script, data, words, learners, tmp_path):
+def test_a_study_runs_in_small_form(script, data, words, learners, tmp_path, there):
     said = run(script, there(data), *words, "--out", tmp_path)
     results = Results.read(tmp_path)
     assert len({cell.method for cell in results.cells}) == learners
@@ -70,7 +70,7 @@ def test_a_study_runs_in_small_form(script, data, words, learners, tmp_path):
 
 
 @pytest.mark.parametrize(("script", "data", "words", "versions"), STORES)
-def test_a_store_of_real_data_goes_through_all_its_updates(script, data, words, versions, tmp_path):
+def test_a_store_of_real_data_goes_through_all_its_updates(script, data, words, versions, tmp_path, there):
     said = run(script, *([] if data is None else [there(data)]), *words, "--out", tmp_path)
     name = script.removesuffix("_in_production.py")
     events = Store(name, tmp_path / "store").history()
@@ -85,8 +85,8 @@ def test_a_store_of_real_data_goes_through_all_its_updates(script, data, words, 
     assert "exam" in (tmp_path / f"{name}.html").read_text() and (tmp_path / "fine-tuned.html").exists()
 
 
-def test_no_text_of_the_reviews_is_learnt_and_asked(monkeypatch):
-    data = there("data/imdb")
+def test_no_text_of_the_reviews_is_learnt_and_asked(monkeypatch, there):
+    data = there("imdb")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from topics import reviews
 

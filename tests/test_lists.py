@@ -15,7 +15,7 @@ from perdure.augment import Unseen
 from perdure.recipes import TableError
 from perdure.recipes.ratings import Ratings, identity
 
-DATA = Path(__file__).parents[1] / "data" / "movielens100k"
+DATA = Path(os.environ.get("PERDURE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "movielens100k"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "recommendation.py"
 
 
