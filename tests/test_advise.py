@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 
-from perdure import Stream, Task, cli, methods, models
+from perdure import Stream, Task, cli, methods, models, recipes
 from perdure.experiment import rehearse, trials
 from perdure.experiment.advise import RULES, _chosen, advise
 from perdure.experiment.asked import of_tables, size
 from perdure.experiment.candidates import CAPACITY, Needs, candidates
 from perdure.experiment.settings import RequestError
 from perdure.experiment.trials import Tried
+
+MSE = {"objective": "regression"}
 
 
 def task(labels=2, n=120, width=8, seed=0):
@@ -178,7 +180,24 @@ def test_where_plain_training_forgets_nothing_a_rule_decides_and_it_is_said():
     none = advise(alike, lambda: models.tabular(8, 1, (8,)), Needs("domain", keep=False, trained=True), seeds=(0,))
     assert none.label == RULES["trained"][0]
     numbers = Task((torch.rand(20, 8), torch.rand(20, 1)), name="numbers")
-    assert "No trial: a trial needs one label a row" in advise(numbers, network, Needs("domain")).why[0]
+    assert "No trial: a trial needs one label a row" in advise(numbers, network, Needs("domain"), training=MSE).why[0]
+    with pytest.raises(RequestError, match="not even by plain training"):
+        advise(numbers, network, Needs("domain"))
+
+
+@pytest.mark.parametrize(("inputs", "model", "training", "reason"), [
+    (torch.ones(80, 8, dtype=torch.int32), recipes.Text(buckets=64, most=8).network, {}, "torch.int32"),  # hashed words
+    (torch.ones(80, 8), network, MSE, "works with classification"),
+])  # fmt: skip
+def test_a_rule_proposes_only_what_can_learn_the_first_task(monkeypatch, inputs, model, training, reason):
+    def of(self, candidate, stream, seeds):  # nothing is forgotten
+        return Tried(candidate.label, candidate.spec, 0.7, 0.0, 0.0, 1.0, 0, 1, 1, "")
+
+    monkeypatch.setattr(trials.Trial, "of", of)
+    first = Task((inputs, torch.rand(80, 1) if training else torch.arange(80) % 2), name="first")
+    advice = advise(first, model, Needs("domain", keep=False), training=training)
+    assert advice.label == RULES["domain"][1] and "this is a rule" in str(advice)
+    assert reason in dict(advice.left_out)["generative-replay"]
 
 
 @pytest.mark.parametrize(("better", "taken"), [(None, RULES["class"][0]), ("ewc", "ewc")])

@@ -95,7 +95,7 @@ def advise(
     with trial.remembered(out):
         plain, stream, words = _forgetful(trial, chosen[0], seeds, known)
         if plain is None or stream is None:
-            return _by_rule(needs, chosen, left_out, words)
+            return _by_rule(trial, chosen, left_out, words)
         tried = [plain]
         for candidate in chosen[1:]:
             found = _attempt(trial, candidate, stream, seeds[:1], left_out)
@@ -110,7 +110,7 @@ def advise(
     if plain in near and len(near) > 1 and plain.forgetting >= LEAST_FORGETTING:
         words += f" {100 * noise:.1f} points are noise on {asked} held-out rows: plain training is as good as the best."
         gone = {found.label for found in tried if found.refused}.union(label for label, _ in left_out)
-        return replace(_by_rule(needs, [c for c in chosen if c.label not in gone], left_out, words), tried=tried)
+        return replace(_by_rule(trial, [c for c in chosen if c.label not in gone], left_out, words), tried=tried)
     return _chosen(needs, tried, left_out, words, asked)
 
 
@@ -149,12 +149,21 @@ def _forgetful(
     return None, None, " ".join(seen)
 
 
-def _by_rule(needs: Needs, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str) -> Advice:
+def _by_rule(trial: Trial, chosen: Sequence[Candidate], left_out: list[tuple[str, str]], words: str) -> Advice:
+    """The rule's first method that learns a step of the first task; the others are left out, and why."""
+    needs = trial.needs
     rules = [RULES["trained"]] if needs.trained else []
     rules += [RULES["keep"]] if needs.keep else []
     order = [label for rule in [*rules, RULES[needs.scenario], ("finetune",)] for label in rule]
     known = {candidate.label: candidate for candidate in chosen}
-    label = next(label for label in order if label in known)
+    unfit = dict[str, str]()
+    for label in (label for label in order if label in known):
+        unfit[label] = trial.unfit(known[label])
+        if not unfit[label]:
+            break
+    else:
+        raise RequestError(f"the first task cannot be learnt, not even by plain training: {unfit['finetune']}")
+    left_out += [(name, reason) for name, reason in unfit.items() if reason]
     why = [
         words,
         "So this is a rule and no measurement: what serves most streams of this kind. One task alone often shows no "

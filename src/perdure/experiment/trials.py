@@ -17,12 +17,15 @@ from torch import nn
 from perdure import methods
 from perdure.checkpoint import replace_file
 from perdure.data import Task
+from perdure.experiment import rehearse
 from perdure.experiment.candidates import Candidate, Needs, Spec
 from perdure.experiment.folder import Folder, differences
 from perdure.experiment.settings import RequestError
 from perdure.learner import Learner
 from perdure.metrics import average_accuracy, forgetting
 from perdure.streams import Stream
+
+FEW = 64  # rows of the first task, to see whether a method can learn it
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,19 @@ class Trial:
             self.say(f"{candidate.label} on {stream.name}: {found}")
         return found
 
+    def unfit(self, candidate: Candidate) -> str:
+        """Why the candidate can't learn one step of the first task, on a few of its train rows; empty if it can."""
+        try:
+            self._learner(candidate.spec, 0, 1).learn(rehearse.sample(self.first, FEW))
+        except (ValueError, TypeError, FloatingPointError) as error:
+            return str(error)
+        return ""
+
+    def _learner(self, spec: Spec, seed: int, steps: int) -> Learner:
+        rest = {key: value for key, value in self.training.items() if key not in ("epochs", "steps", "budget")}
+        method = methods.build(spec)
+        return Learner(self.model(), method, scenario=self.needs.scenario, seed=seed, steps=steps, **rest)
+
     def _refused(self, memory: int, seconds: float) -> str:
         limit, most = self.needs.memory, self.needs.seconds
         if limit is not None and memory > 1.01 * limit:
@@ -144,9 +160,7 @@ class Trial:
         batch = self.training.get("batch_size", 128) * self.training.get("accumulate", 1)
         whole = self.training.get("epochs", 1) * -(-len(stream[0].train) // batch)
         least = min(self.steps, self.training.get("steps") or whole)
-        rest = {key: value for key, value in self.training.items() if key not in ("epochs", "steps", "budget")}
-        method = methods.build(spec)
-        learner = Learner(self.model(), method, scenario=self.needs.scenario, seed=seed, steps=least, **rest)
+        learner = self._learner(spec, seed, least)
         matrix = []
         try:
             for task in stream:
