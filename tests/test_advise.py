@@ -210,6 +210,9 @@ def test_where_all_are_as_good_as_plain_training_but_for_noise_a_rule_decides(mo
     advice = quick(task(), Needs("class", keep=False))
     assert advice.label == taken and len(advice.tried) > 3
     assert ("this is a rule and no measurement" in str(advice)) == (better is None)
+    monkeypatch.setattr(trials.Trial, "late", property(lambda self: True))
+    hurried = quick(task(), Needs("class", keep=False))
+    assert hurried.label == RULES["class"][0] and [found.label for found in hurried.tried] == ["finetune"]
 
 
 def test_tasks_that_came_so_far_are_tried_on_instead_of_pieces():

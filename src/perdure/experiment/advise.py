@@ -32,6 +32,7 @@ RULES = {
     "domain": ("generative-replay", "lwf"),
     "class": ("generative-replay", "lwf"),
 }
+LATE = "the time for the trial was over"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,10 @@ def advise(
                 tried[place] = again or found
     asked = sum(len(task.test or ()) for task in stream)
     _, near, noise = _near(tried, asked)
-    if plain in near and len(near) > 1 and plain.forgetting >= LEAST_FORGETTING:
+    late = any(reason == LATE for _, reason in left_out)
+    if plain in near and (late or len(near) > 1) and plain.forgetting >= LEAST_FORGETTING:
         words += f" {100 * noise:.1f} points are noise on {asked} held-out rows: plain training is as good as the best."
-        gone = {found.label for found in tried if found.refused}.union(label for label, _ in left_out)
+        gone = {label for label, reason in left_out if reason != LATE}.union(f.label for f in tried if f.refused)
         return replace(_by_rule(trial, [c for c in chosen if c.label not in gone], left_out, words), tried=tried)
     return _chosen(needs, tried, left_out, words, asked)
 
@@ -119,7 +121,7 @@ def _attempt(
 ) -> Tried | None:
     """What a candidate reaches; None, and why, where it can't be tried."""
     if trial.late:
-        left_out.append((candidate.label, "the time for the trial was over"))
+        left_out.append((candidate.label, LATE))
         return None
     try:
         return trial.of(candidate, stream, seeds)
