@@ -63,6 +63,7 @@ def picture(results: dict[str, Any], path: Path, first_task: bool = False) -> No
     drawn = charts.by_method(group.drawn, pick, tasks, f"Accuracy on {of}")
     style = _environment().get_template("page.css.j2").render()
     named = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    named = named.replace('viewBox="0 0 440 ', 'viewBox="0 0 470 ', 1)  # an image is cut where its box ends
     replace_file(path, named.replace("</title>", f"</title><style>{style}</style>", 1).encode())
 
 
