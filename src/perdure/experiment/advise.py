@@ -108,12 +108,19 @@ def advise(
                 tried[place] = again or found
     asked = sum(len(task.test or ()) for task in stream)
     _, near, noise = _near(tried, asked)
-    late = any(reason == LATE for _, reason in left_out)
-    if plain in near and (late or len(near) > 1) and plain.forgetting >= LEAST_FORGETTING:
+    told = len(near) == 1 and all(reason != LATE for _, reason in left_out)
+    if plain in near and not told and plain.forgetting >= LEAST_FORGETTING:
         words += f" {100 * noise:.1f} points are noise on {asked} held-out rows: plain training is as good as the best."
-        gone = {label for label, reason in left_out if reason != LATE}.union(f.label for f in tried if f.refused)
-        return replace(_by_rule(trial, [c for c in chosen if c.label not in gone], left_out, words), tried=tried)
+        return replace(_by_rule(trial, _left(chosen, tried, left_out), left_out, words), tried=tried)
     return _chosen(needs, tried, left_out, words, asked)
+
+
+def _left(chosen: Sequence[Candidate], tried: Sequence[Tried], left_out: Sequence[tuple[str, str]]) -> list[Candidate]:
+    """Those that nothing speaks against: neither a limit, nor that they cannot learn; that time was over does not."""
+    gone = {label for label, reason in left_out if reason != LATE}.union(
+        found.label for found in tried if found.refused
+    )
+    return [candidate for candidate in chosen if candidate.label not in gone]
 
 
 def _attempt(

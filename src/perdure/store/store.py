@@ -103,12 +103,7 @@ class Store:
             "rules": asdict(rules or gate.Rules()),
         }
         settings |= {"share": share, "keep_rows": keep_rows, "seed": seed, **_own(build)}
-        folder = Folder(Path(root) / _plain(name))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with folder.held():
-            if folder.versions() or folder.production() is not None:
-                raise StoreError(f"there is a store {name!r} already; `perdure update {name}` teaches it more")
-            _settle(folder, settings, given_key=key is not None)
+        folder = _claimed(Path(root), name, settings, key is not None)
         store = cls(name, root, build=build)
         try:
             return store, store._begin(exams or {}) if data is None else store.update(data, exams=exams)
@@ -381,6 +376,17 @@ def _refuse_kept_rows(method: Method, keep_rows: bool) -> None:
 def _own(build: Callable[[], nn.Module] | None) -> dict[str, Any]:
     """Whether the network is the user's, and which labels its outputs stand for before anything was learnt."""
     return {"own": build is not None, "classes": list(getattr(build(), "classes", ())) if build else []}
+
+
+def _claimed(root: Path, name: str, settings: dict[str, Any], given_key: bool) -> Folder:
+    """The folder of a store to begin, with its settings. Raises StoreError where a store of the name is there."""
+    folder = Folder(root / _plain(name))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.held():
+        if folder.versions() or folder.production() is not None:
+            raise StoreError(f"there is a store {name!r} already; `perdure update {name}` teaches it more")
+        _settle(folder, settings, given_key)
+    return folder
 
 
 def _settle(folder: Folder, settings: dict[str, Any], given_key: bool) -> None:
