@@ -282,17 +282,16 @@ class Store:
             "counted of each label, and on exams you bring",
             "nothing tells whether new inputs differ from those that were learnt (perdure check)",
         ]
-        if not any(" " in exam.name for exam in self.exams()):
-            off.append("no exam was brought: that earlier updates are not forgotten is shown on drawn rows only")
-        return off
+        shown = "no exam was brought: that earlier updates are not forgotten is shown on drawn rows only"
+        return off if any(" " in exam.name for exam in self.exams()) else [*off, shown]
 
     def own_network(self) -> nn.Module | None:
         """The user's network as it was before its first task, with a head that grows; None for a built-in one."""
         if self.build is None:
             return None
         network = self.build()
-        known = self.settings.get("classes") or None
         try:
+            known = self.settings.get("classes") or None
             return network if hasattr(network, "grow") else models.adapt(network, head=None, classes=known)
         except (TypeError, ValueError) as error:
             raise StoreError(f"the network of build= (--build) cannot be taken: {error}") from error
